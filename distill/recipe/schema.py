@@ -1,0 +1,178 @@
+"""The recipe: every field, its default and what it may be.
+
+Whatever has a name is a mapping, in the order written, so that every value has a path
+(`stages.fixed.train.steps`) for overrides and for errors. `field(metadata=...)` carries what a
+reader of YAML must check: `choices` (a tuple of names), `least` (the smallest legal number),
+`above` (a number that the value must exceed), `most` (the largest legal number).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LOSS_TERMS = ("cosine", "smooth_l1", "mse")
+NORMALISERS = ("standardise", "none")
+ADAPTERS = ("mlp", "linear")
+VIEW_POLICIES = ("eupe", "flip", "centre")
+TASKS = (
+    "knn",
+    "attributes",
+    "segmentation",
+    "depth",
+    "image_retrieval",
+    "text_retrieval",
+    "masks",
+    "affinity",
+)
+
+
+@dataclass
+class SourceConfig:
+    """Where training images come from: `folder:PATH`, or `scenes:count=8192,size=96,seed=0`."""
+
+    source: str
+    share: float = field(default=1.0, metadata={"above": 0.0})
+
+
+@dataclass
+class ViewsConfig:
+    """How a view is cut from an image (`eupe`: random resized crop, flip, colour jitter, blur,
+    solarisation). `scale` is the crop's share of the image's area."""
+
+    policy: str = field(default="eupe", metadata={"choices": VIEW_POLICIES})
+    scale: list[float] = field(default_factory=lambda: [0.25, 1.0])
+    canvas: int | None = field(default=None, metadata={"least": 8})
+
+
+@dataclass
+class DataConfig:
+    """Training images and their views; `workers` are loader processes on each rank."""
+
+    train: dict[str, SourceConfig]
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    view_seed: int = field(default=0, metadata={"least": 0})
+    workers: int = field(default=1, metadata={"least": 0})
+
+
+@dataclass
+class TeacherConfig:
+    """A frozen teacher. `sizes`: the sizes it may be shown (default: its own)."""
+
+    family: str
+    weights: str
+    sizes: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=lambda: ["summary", "dense"])
+    dtype: str = field(
+        default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
+    )
+    normaliser: str = field(default="standardise", metadata={"choices": NORMALISERS})
+    weight: float = field(default=1.0, metadata={"above": 0.0})
+
+
+@dataclass
+class AdapterConfig:
+    """The head that maps a student's tokens to a teacher's (EUPE: an MLP of width 1536)."""
+
+    kind: str = field(default="mlp", metadata={"choices": ADAPTERS})
+    hidden: int = field(default=1536, metadata={"least": 1})
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss terms by token kind, and how grids are matched before them."""
+
+    summary: dict[str, float] = field(default_factory=lambda: {"cosine": 1.0})
+    dense: dict[str, float] = field(default_factory=lambda: {"cosine": 0.9, "smooth_l1": 0.1})
+    beta: float = field(default=1.0, metadata={"above": 0.0})
+    grid: str = field(default="larger", metadata={"choices": ("larger", "teacher", "student")})
+
+
+@dataclass
+class StudentConfig:
+    """A student: a new one (`arch`, a timm name; `pretrained` for timm's weights) or one that goes
+    on from elsewhere (`init`: an earlier `stage/student`, or an exported folder).
+
+    `model` overrides arguments of the architecture (embed_dim, depth, ...).
+    """
+
+    teachers: list[str]
+    arch: str | None = None
+    init: str | None = None
+    pretrained: bool = False
+    proxy: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    adapter: AdapterConfig | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation of every student of a stage. `batch_size` is over all ranks."""
+
+    steps: int = field(default=1000, metadata={"least": 1})
+    batch_size: int = field(default=64, metadata={"least": 1})
+    lr: float = field(default=2.0e-4, metadata={"above": 0.0})
+    min_lr: float = field(default=0.0, metadata={"least": 0.0})
+    warmup: int = field(default=0, metadata={"least": 0})
+    weight_decay: float = field(default=1.0e-4, metadata={"least": 0.0})
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    clip: float | None = field(default=1.0, metadata={"above": 0.0})
+    ema: float | None = field(default=None, metadata={"above": 0.0, "most": 1.0})
+    precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16")})
+    log_every: int = field(default=20, metadata={"least": 1})
+    save_every: int = field(default=1000, metadata={"least": 1})
+
+
+@dataclass
+class StageConfig:
+    """One pass of frozen teachers that trains some students.
+
+    `image_sizes` are the students'; each step draws one. A teacher that is an earlier stage's
+    student draws from `teacher_sizes` (default: `image_sizes`), independently.
+    """
+
+    students: dict[str, StudentConfig]
+    image_sizes: list[int]
+    teacher_sizes: list[int] = field(default_factory=list)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    calibration_batches: int = field(default=500, metadata={"least": 1})
+
+
+@dataclass
+class ValidateConfig:
+    """The probes that are run on every teacher and student when the stages are done.
+
+    `stages`: whose students are probed (default: all); `sizes`: the image sizes (default: the
+    first size of the last stage); `train` and `test`: scenes that probes learn from and are
+    scored on.
+    """
+
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    stages: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    train: int = field(default=1024, metadata={"least": 64})
+    test: int = field(default=1024, metadata={"least": 64})
+    seed: int = field(default=0, metadata={"least": 0})
+
+
+@dataclass
+class ExportConfig:
+    """What the exported students' cards say of them; `licence` as the Hub spells it."""
+
+    licence: str = "other"
+    author: str = ""
+
+
+@dataclass
+class Recipe:
+    """A whole experiment: data, teachers, stages, validation and export."""
+
+    name: str
+    data: DataConfig
+    teachers: dict[str, TeacherConfig]
+    stages: dict[str, StageConfig]
+    seed: int = field(default=0, metadata={"least": 0})
+    validate: ValidateConfig | None = field(default_factory=ValidateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
