@@ -1,0 +1,75 @@
+"""Distil vision foundation models into one small encoder: teachers -> proxy -> students.
+
+from distill import Recipe, run
+result = run("quickstart")
+print(result.student("multires/vit"))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.recipe.schema import (
+        AdapterConfig,
+        DataConfig,
+        ExportConfig,
+        LossConfig,
+        Recipe,
+        SourceConfig,
+        StageConfig,
+        StudentConfig,
+        TeacherConfig,
+        TrainConfig,
+        ValidateConfig,
+        ViewsConfig,
+    )
+    from distill.run import Result, run
+
+_WHERE = {
+    **dict.fromkeys(
+        (
+            "AdapterConfig",
+            "DataConfig",
+            "ExportConfig",
+            "LossConfig",
+            "Recipe",
+            "SourceConfig",
+            "StageConfig",
+            "StudentConfig",
+            "TeacherConfig",
+            "TrainConfig",
+            "ValidateConfig",
+            "ViewsConfig",
+        ),
+        "distill.recipe.schema",
+    ),
+    "Result": "distill.run",
+    "run": "distill.run",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "ExportConfig",
+    "LossConfig",
+    "Recipe",
+    "Result",
+    "SourceConfig",
+    "StageConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "ValidateConfig",
+    "ViewsConfig",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `distill --help` must not wait for torch.
+    if name not in _WHERE:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)

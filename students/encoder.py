@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from students.errors import UserError, did_you_mean
 from students.features import Features
+from students.keys import key
 from students.pixels import PixelNorm, Size, resize
 
 MAX_PARAMETERS = 100_000_000
@@ -126,7 +126,7 @@ def build_student(
             student that is no proxy.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_key(seed, name))
+        torch.manual_seed(key("weights", seed, name))
         model, arguments = _create(arch, size, dict(overrides or {}), pretrained)
     if size % _stride(model):
         raise UserError(f"size {size} is no multiple of {arch}'s stride {_stride(model)}")
@@ -244,8 +244,3 @@ def _eval_once(model: nn.Module, pixels: Tensor) -> Features:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _key(*parts: object) -> int:
-    """A seed from names and numbers, the same in every process."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

@@ -93,7 +93,8 @@ class StudentConfig:
     """A student: a new one (`arch`, a timm name; `pretrained` for timm's weights) or one that goes
     on from elsewhere (`init`: an earlier `stage/student`, or an exported folder).
 
-    `model` overrides arguments of the architecture (embed_dim, depth, ...).
+    `model` overrides arguments of the architecture (embed_dim, depth, ...). `seeds` trains it once
+    for each (default: the recipe's seed); a seed governs initial weights and draws of sizes.
     """
 
     teachers: list[str]
@@ -103,6 +104,7 @@ class StudentConfig:
     proxy: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     adapter: AdapterConfig | None = None
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass

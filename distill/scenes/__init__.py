@@ -1,0 +1,1 @@
+"""The built-in world: procedural images with labels, captions, masks, depth and keypoints."""

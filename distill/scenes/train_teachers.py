@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from distill.scenes.captions import VOCABULARY, caption
 from distill.scenes.dataset import Scenes
-from distill.scenes.generate import COLOURS, FAR, KINDS, MAX_SHAPES, NEAR
+from distill.scenes.generate import FAR, KINDS, MAX_SHAPES, NEAR
 
 WIDTH, DEPTH, HEADS, PATCH = 96, 4, 3, 8
 TEXT_LENGTH = 24
@@ -159,7 +159,7 @@ def train_dinov2(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[d
 
     def loss_of(batch: Batch) -> dict[str, Tensor]:
         tokens = model(normalised(batch.pixels, *IMAGENET)).last_hidden_state.float()
-        b, side = len(tokens), batch.pixels.shape[-1] // PATCH
+        side = batch.pixels.shape[-1] // PATCH
         dense = tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         logits = torch.einsum("bchw,kc->bkhw", dense, classes.weight) + classes.bias[:, None, None]
         depth = torch.einsum("bchw,kc->bkhw", dense, distance.weight) + distance.bias

@@ -1,0 +1,1 @@
+"""The stage engine: one pass of frozen teachers that trains some students."""

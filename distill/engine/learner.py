@@ -1,0 +1,216 @@
+"""A student while it is trained: encoder, spaces, optimiser, moving average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distill.optim import build_optimiser
+from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
+from students import Features, Space, Spaces, Student, build_student, load_student
+from students.keys import key
+
+
+class Learner(nn.Module):
+    """A student and its space of each teacher: pixels in, predictions of all targets out."""
+
+    def __init__(self, student: Student, spaces: dict[str, Space]):
+        super().__init__()
+        self.student = student
+        self.teachers = list(spaces)
+        # A ModuleDict takes no name with a dot, and a teacher may be called so.
+        self.spaces = nn.ModuleList(spaces.values())
+
+    def forward(self, pixels: Tensor, size: int) -> dict[str, Features]:
+        """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`."""
+        features = self.student(pixels, size)
+        return {
+            name: space.predict(features)
+            for name, space in zip(self.teachers, self.spaces, strict=True)
+        }
+
+    def space(self, teacher: str) -> Space:
+        """The space of one teacher."""
+        space = self.spaces[self.teachers.index(teacher)]
+        assert isinstance(space, Space)
+        return space
+
+    def own_spaces(self) -> Spaces:
+        """All spaces, as they are stored."""
+        return Spaces({("student", name): self.space(name) for name in self.teachers})
+
+
+@dataclass
+class StudentPlan:
+    """A student of a stage for one seed: `name` is its folder's, `config` the recipe's entry."""
+
+    name: str
+    seed: int
+    config: StudentConfig
+
+
+def planned_students(recipe: Recipe, stage: str) -> list[StudentPlan]:
+    """The students of a stage, one for each of their seeds.
+
+    A student with `seeds: [0, 1]` becomes NAME.seed0 and NAME.seed1; what it starts or learns
+    from is the one of the same seed, where there is one.
+    """
+    plans = []
+    for name, config in recipe.stages[stage].students.items():
+        for seed in config.seeds or [recipe.seed]:
+            plans.append(
+                StudentPlan(
+                    student_name(name, config, seed), seed, _same_seed(recipe, config, seed)
+                )
+            )
+    return plans
+
+
+def student_name(name: str, config: StudentConfig, seed: int) -> str:
+    """NAME, or NAME.seedN where the student is trained for several seeds."""
+    return f"{name}.seed{seed}" if config.seeds else name
+
+
+def _same_seed(recipe: Recipe, config: StudentConfig, seed: int) -> StudentConfig:
+    from dataclasses import replace
+
+    def resolved(reference: str) -> str:
+        stage, _, name = reference.partition("/")
+        other = recipe.stages[stage].students.get(name) if stage in recipe.stages else None
+        if other is None or seed not in other.seeds:
+            return reference
+        return f"{stage}/{student_name(name, other, seed)}"
+
+    return replace(
+        config,
+        init=None if config.init is None else resolved(config.init),
+        teachers=[resolved(teacher) for teacher in config.teachers],
+    )
+
+
+def first_architecture(recipe: Recipe, config: StudentConfig) -> StudentConfig:
+    """The entry at the start of a student's chain of `init`s, which names its architecture."""
+    while config.init is not None and "/" in config.init:
+        stage, _, name = config.init.partition("/")
+        if stage not in recipe.stages:
+            break
+        config = recipe.stages[stage].students[name.split(".seed")[0]]
+    return config
+
+
+def widths_between(
+    student: Student, teacher_dims: dict[str, int | None], kinds: list[str] | tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    """For each kind that the teacher gives, (width of the student, width of the teacher)."""
+    ours = {"summary": student.summary_dim, "dense": student.dense_dim}
+    found = {}
+    for kind in kinds:
+        width = teacher_dims[kind]
+        if width is not None:
+            found[kind] = (ours[kind], width)
+    return found
+
+
+def build_learner(
+    student: Student,
+    teachers: dict[str, dict[str, int | None]],
+    normalisers: dict[str, str],
+    adapter: AdapterConfig,
+    *,
+    seed: int,
+    name: str,
+    start: Spaces | None = None,
+) -> Learner:
+    """A learner with fresh adapters drawn from (seed, name), or those of `start` where they fit.
+
+    Args:
+        student: the encoder.
+        teachers: for each teacher, its widths by token kind (None: not given).
+        normalisers: for each teacher, the kind of its normaliser.
+        adapter: kind and hidden width of the heads.
+        seed, name: what fresh weights are drawn from.
+        start: spaces that an earlier stage trained.
+    """
+    spaces = {}
+    for teacher, dims in teachers.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key("adapter", seed, name, teacher))
+            space = Space(
+                widths_between(student, dims, tuple(dims)),
+                adapter=adapter.kind,
+                hidden=adapter.hidden,
+                normaliser=normalisers[teacher],
+            )
+        before = start.steps.get(("student", teacher)) if start else None
+        if before is not None and before.config == space.config:
+            space.adapters.load_state_dict(before.adapters.state_dict())
+        spaces[teacher] = space
+    return Learner(student, spaces)
+
+
+def initial_student(
+    recipe: Recipe, stage: StageConfig, plan: StudentPlan, run_dir: Path
+) -> tuple[Student, Spaces | None]:
+    """The encoder that a student starts from, and the spaces it brings along."""
+    config = plan.config
+    if config.init is None:
+        assert config.arch is not None
+        student = build_student(
+            config.arch,
+            size=stage.image_sizes[0],
+            overrides=config.model,
+            pretrained=config.pretrained,
+            proxy=config.proxy,
+            seed=plan.seed,
+            name=config.arch,
+        )
+        return student, None
+    folder = run_dir / config.init
+    if not folder.is_dir():
+        folder = Path(config.init).expanduser()
+    spaces = Spaces.load(folder) if (folder / "adapters.json").exists() else None
+    return load_student(folder), spaces
+
+
+@dataclass
+class Trainee:
+    """What a stage holds of one student: the module that is called (`wrapped`, DDP where there
+    are several processes), the bare learner, its optimiser and its moving average."""
+
+    plan: StudentPlan
+    learner: Learner
+    wrapped: nn.Module
+    optimiser: torch.optim.AdamW
+    ema: AveragedModel | None
+    sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    losses: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator
+    ) -> Trainee:
+        """Move to the device, wrap for several processes, and give it an optimiser."""
+        learner.to(accelerator.device)
+        ema = None
+        if stage.train.ema is not None:
+            ema = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(stage.train.ema))
+        return cls(
+            plan,
+            learner,
+            accelerator.prepare_model(learner),
+            build_optimiser(learner, stage.train),
+            ema,
+        )
+
+    @property
+    def result(self) -> Learner:
+        """The weights that count: the moving average where there is one."""
+        if self.ema is None:
+            return self.learner
+        averaged = self.ema.module
+        assert isinstance(averaged, Learner)
+        return averaged

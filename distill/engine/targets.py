@@ -1,0 +1,94 @@
+"""Targets: what the frozen teachers of a stage say of a batch, after their frozen normalisers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from students import Features
+from students.keys import draw_size
+from students.normalisers import Moments, Normaliser
+from teachers import Teacher
+
+
+@dataclass
+class TargetTeacher:
+    """A teacher in a stage: the sizes that it draws from, and a normaliser per token kind."""
+
+    name: str
+    teacher: Teacher
+    sizes: list[int]
+    normalisers: dict[str, Normaliser]
+    weight: float = 1.0
+
+    @classmethod
+    def of(
+        cls, name: str, teacher: Teacher, sizes: list[int], normaliser: str, weight: float = 1.0
+    ) -> TargetTeacher:
+        """A teacher whose normalisers have yet to be calibrated."""
+        device = next(teacher.parameters()).device
+        normalisers = {
+            kind: Normaliser(normaliser, width).to(device)
+            for kind, width in widths(teacher).items()
+            if width is not None
+        }
+        return cls(name, teacher, sizes or [teacher.size], normalisers, weight)
+
+    def features(self, pixels: Tensor, seed: int, stage: str, step: int) -> Features:
+        """The teacher's own features of pixels (B, 3, H, W) in [0, 1] at this step's size."""
+        return self.teacher(pixels, draw_size(self.sizes, seed, stage, step, self.name))
+
+    def targets(self, features: Features) -> Features:
+        """Features after the normalisers."""
+        return features.map(lambda kind, tokens: self.normalisers[kind](tokens))
+
+
+def widths(teacher: Teacher) -> dict[str, int | None]:
+    """Width of each token kind that a teacher is asked for; None where it gives none."""
+    dims = {"summary": teacher.summary_dim, "dense": teacher.dense_dim}
+    return {kind: dims[kind] for kind in teacher.spec.tokens}
+
+
+def calibrate(
+    teachers: Iterable[TargetTeacher],
+    pixels: Iterable[tuple[int, Tensor]],
+    *,
+    seed: int,
+    stage: str,
+    accelerator,
+) -> None:
+    """Fit every normaliser on (step, pixels) batches, over the sizes that the stage draws.
+
+    Statistics are float64 on each rank and merged by Chan's formula, so that any number of ranks
+    gives the same normaliser (EUPE measures over 500 batches and then keeps mean and std).
+    """
+    teachers = list(teachers)
+    moments: dict[tuple[str, str], Moments] = {}
+    for step, batch in pixels:
+        for teacher in teachers:
+            features = teacher.features(batch, seed, stage, step)
+            for kind in teacher.normalisers:
+                tokens = features.get(kind)
+                assert tokens is not None
+                held = moments.setdefault(
+                    (teacher.name, kind), Moments(tokens.shape[-1], tokens.device)
+                )
+                held.update(tokens)
+    for teacher in teachers:
+        for kind, normaliser in teacher.normalisers.items():
+            normaliser.fit(merged_over_ranks(moments[teacher.name, kind], accelerator))
+
+
+def merged_over_ranks(moments: Moments, accelerator) -> Moments:
+    """The moments of all ranks together, the same on each."""
+    if accelerator.num_processes == 1:
+        return moments
+    own = torch.cat([moments.count[None], moments.mean, moments.squares])[None]
+    total = Moments(len(moments.mean), moments.device)
+    for row in accelerator.gather(own.to(accelerator.device)).to(moments.device):
+        width = len(moments.mean)
+        total.merge(row[0], row[1 : 1 + width], row[1 + width :])
+    return total

@@ -1,0 +1,133 @@
+"""A student's folder: what timm, transformers and this project load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from students import Spaces, Student
+
+
+@dataclass
+class Origin:
+    """Where a student comes from, for its card: run, stage, teachers and their licences, data."""
+
+    run: str
+    name: str
+    stage: str
+    steps: int
+    image_sizes: list[int]
+    licence: str
+    author: str = ""
+    teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+
+
+def export_student(student: Student, spaces: Spaces, folder: Path, origin: Origin) -> None:
+    """Write config.json, model.safetensors, adapters.safetensors, adapters.json and README.md.
+
+    The folder loads with `timm.create_model("local-dir:FOLDER", pretrained=True)` and with
+    `transformers.AutoModel.from_pretrained(FOLDER)`.
+    """
+    from timm.models import save_for_hf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_for_hf(
+        student.model,
+        str(folder),
+        model_args=student.arguments,
+        safe_serialization=True,
+    )
+    _write_config(student, folder, origin)
+    spaces.save(
+        folder,
+        {
+            "student": f"{origin.stage}/{origin.name}",
+            "steps": origin.steps,
+            "teachers": origin.teachers,
+        },
+    )
+    (folder / "README.md").write_text(model_card(student, spaces, origin))
+
+
+def exported_steps(folder: Path) -> int:
+    """Training steps of an exported student, 0 if there is none."""
+    try:
+        return int(json.loads((folder / "adapters.json").read_text())["steps"])
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _write_config(student: Student, folder: Path, origin: Origin) -> None:
+    """timm's config with this student's own size and licence instead of the architecture's."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    # transformers passes num_classes by itself and would see it twice.
+    config["model_args"] = {k: v for k, v in student.arguments.items() if k != "num_classes"}
+    kept = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "first_conv", "classifier")
+    cfg = {k: v for k, v in config["pretrained_cfg"].items() if k in kept}
+    cfg |= {
+        "tag": origin.run,
+        "custom_load": False,
+        "input_size": [3, student.size, student.size],
+        "fixed_input_size": False,
+        "num_classes": 0,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "license": origin.licence,
+    }
+    config["pretrained_cfg"] = cfg
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def model_card(student: Student, spaces: Spaces, origin: Origin) -> str:
+    """README.md of a student's folder, with the front matter that the Hub reads."""
+    sizes = ", ".join(str(size) for size in origin.image_sizes)
+    teachers = "\n".join(
+        f"| {name} | {about['weights']} | {about['licence'] or 'unknown'} |"
+        for name, about in origin.teachers.items()
+    )
+    reached = ", ".join(f"`{teacher}`" for teacher, _ in spaces.routes())
+    data = ", ".join(f"{name} (`{source}`)" for name, source in origin.data.items())
+    dense = (
+        "patch tokens after the final norm,\n`model.forward_features(x)[:, model.num_prefix_tokens:]`"
+        if hasattr(student.model, "num_prefix_tokens")
+        else "the map after the final norm,\n`model.head.norm(model.forward_features(x))`"
+    )
+    author = f"author: {origin.author}\n" if origin.author else ""
+    return f"""---
+library_name: timm
+pipeline_tag: image-feature-extraction
+license: {origin.licence}
+tags:
+- image-feature-extraction
+- distillation
+{author}---
+
+# {origin.run}: {origin.stage}/{origin.name}
+
+A {student.arch} encoder of {student.parameter_count:,} parameters, distilled for
+{origin.steps:,} steps at {sizes} pixels.
+
+| learnt from | weights | licence |
+|---|---|---|
+{teachers}
+
+Images: {data}. The licences of the teachers' weights may bind what is learnt from them.
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+```
+
+`model(x)` is the summary, one vector of {student.summary_dim} an image. Dense features, one vector
+of {student.dense_dim} per {student.stride} x {student.stride} pixels, are {dense}.
+Pixels are RGB in [0, 1], resized to a multiple of {student.stride} (trained at {sizes}), minus
+{list(student.mean)}, divided by {list(student.std)}. `transformers.AutoModel.from_pretrained("FOLDER")` loads the same.
+
+`adapters.safetensors` and `adapters.json` hold the way from these features into the feature space
+of {reached}.
+"""

@@ -1,0 +1,162 @@
+"""A run's folder: whose it is, what may change when a recipe goes on in it, what it holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.engine.checkpoint import newest_checkpoint
+from distill.recipe.load import load_recipe, to_yaml
+from distill.recipe.schema import Recipe
+from students import UserError
+
+_FREE = re.compile(
+    r"^(validate|export)\b|^data\.workers$|^stages\.[^.]+\.train\.(log_every|save_every)$"
+)
+_STEPS = re.compile(r"^stages\.([^.]+)\.train\.steps$")
+_ADDED = re.compile(r"^stages\.[^.]+\.students\.[^.]+$|^stages\.[^.]+$|^teachers\.[^.]+$")
+
+
+class RunFolder:
+    """runs/NAME: recipe.yaml, environment.json, stages, validation.json, report.html."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def claim(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Make the folder this recipe's, or see that it is.
+
+        Raises:
+            UserError: if it holds a run of a recipe that differs in what shaped its training, or
+                cannot be written.
+        """
+        held = self.path / "recipe.yaml"
+        if held.exists():
+            changed = self._forbidden(load_recipe(held), recipe)
+            if changed:
+                shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
+                raise UserError(
+                    f"{self.path} belongs to another recipe: {shown}. Give --run-dir another "
+                    "folder, or set these keys back"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(
+                f"{self.path} is not empty and holds no run: give --run-dir another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(held, to_yaml(recipe))
+            if not (self.path / "environment.json").exists():
+                _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    def _forbidden(self, before: Recipe, now: Recipe) -> list[str]:
+        """Keys that differ and may not, with both values."""
+        old, new = _flat(asdict(before)), _flat(asdict(now))
+        changed = []
+        for path in sorted(old.keys() | new.keys()):
+            if old.get(path, _Absent) == new.get(path, _Absent) or _FREE.match(path):
+                continue
+            steps = _STEPS.match(path)
+            if steps and self._may_go_on(now, steps[1], old[path], new.get(path)):
+                continue
+            if path not in old and self._added(path, asdict(before), asdict(now)):
+                continue
+            changed.append(f"{path} is {_shown(new, path)}, was {_shown(old, path)}")
+        return changed
+
+    def _may_go_on(self, recipe: Recipe, stage: str, old: int, new: int | None) -> bool:
+        """More steps, as long as no later stage has learnt from the students as they are."""
+        later = list(recipe.stages)[list(recipe.stages).index(stage) + 1 :]
+        started = any((self.path / name).exists() for name in later)
+        return new is not None and (new > old) and not started
+
+    @staticmethod
+    def _added(path: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+        """Whether a new key lies in a student, stage or teacher that was not there."""
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            entry = ".".join(parts[:end])
+            if (
+                _ADDED.match(entry)
+                and _lookup(now, parts[:end])
+                and not _lookup(before, parts[:end])
+            ):
+                return True
+        return False
+
+    def checkpointed(self, stage: str) -> set[str]:
+        """Names of the students in a stage's newest whole checkpoint."""
+        found = newest_checkpoint(self.path / stage / "checkpoint")
+        if found is None:
+            return set()
+        return {name.removesuffix(".weights.safetensors") for name in found[1]["files"]}
+
+    def teachers_of(self, student: str) -> dict[str, dict[str, Any]]:
+        """What an exported student says of its teachers."""
+        return json.loads((self.path / student / "adapters.json").read_text())["teachers"]
+
+    def validated(self, recipe: Recipe) -> bool:
+        """Whether validation.json holds what this recipe asks for."""
+        try:
+            content = json.loads((self.path / "validation.json").read_text())
+        except (OSError, ValueError):
+            return False
+        assert recipe.validate is not None
+        return content.get("asked") == asdict(recipe.validate)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of validation.json."""
+        return json.loads((self.path / "validation.json").read_text())["rows"]
+
+    def write_validation(
+        self, recipe: Recipe, rows: list[dict[str, Any]], untrained_of: dict[str, str]
+    ) -> None:
+        """Write validation.json: what was asked, the rows, and who is whose untrained self."""
+        assert recipe.validate is not None
+        content = {"asked": asdict(recipe.validate), "untrained_of": untrained_of, "rows": rows}
+        _write(self.path / "validation.json", json.dumps(content, indent=1) + "\n")
+
+    def write_seconds(self, seconds: dict[str, float]) -> None:
+        """Add the wall time of each part of the run to environment.json."""
+        path = self.path / "environment.json"
+        content = json.loads(path.read_text())
+        held = content.setdefault("seconds", {})
+        for name, value in seconds.items():
+            held[name] = round(held.get(name, 0.0) + value, 1)
+        _write(path, json.dumps(content, indent=2) + "\n")
+
+
+class _Absent:
+    """Not equal to any value of a recipe."""
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{path}.{name}" if path else name)
+    return flat
+
+
+def _lookup(tree: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _shown(flat: dict[str, Any], path: str) -> str:
+    return repr(flat[path]) if path in flat else "absent"
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)

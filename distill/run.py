@@ -1,0 +1,284 @@
+"""A run: the stages of a recipe one after the other, then probes and report, in a folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.data.sources import Source, open_source
+from distill.engine.learner import StudentPlan, Trainee, planned_students
+from distill.engine.stage import Stage
+from distill.engine.targets import TargetTeacher
+from distill.export import Origin, export_student, exported_steps
+from distill.folder import RunFolder
+from distill.progress import Progress
+from distill.recipe.load import prepare
+from distill.recipe.schema import Recipe
+from distill.validation import validate_run
+from students import Spaces, UserError
+from teachers import Teacher, TeacherSpec, load_teacher
+
+
+@dataclass
+class Result:
+    """What a run left behind: its folder, and the rows of validation.json."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    def student(self, name: str) -> Path:
+        """The folder of a student, "stage/student".
+
+        Raises:
+            UserError: if the run has none of that name.
+        """
+        folder = self.folder / name
+        if not (folder / "model.safetensors").exists():
+            raise UserError(f"{self.folder} holds no student {name}")
+        return folder
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | Path | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Run a recipe, or go on with it where it stopped.
+
+    Args:
+        recipe: a Recipe, a file, or the name of a shipped one.
+        overrides: "key=value" strings, as on the command line.
+        run_dir: the run's folder (default: runs/NAME).
+        quiet: no bars, no table.
+
+    Raises:
+        RecipeError: with all that is wrong with the recipe, before anything is loaded or written.
+        UserError: if the folder belongs to another recipe, or a teacher cannot be loaded.
+    """
+    recipe = prepare(recipe, overrides)
+    accelerator = _accelerator()
+    folder = RunFolder(Path(run_dir) if run_dir is not None else Path("runs") / recipe.name)
+    progress = Progress(shown=accelerator.is_main_process and not quiet)
+    if accelerator.is_main_process:
+        folder.claim(recipe, _environment(accelerator))
+    accelerator.wait_for_everyone()
+    runner = Runner(recipe, folder, accelerator, progress)
+    for stage in recipe.stages:
+        runner.train(stage)
+    rows = runner.validate()
+    if not runner.worked:
+        progress.say(f"{folder.path} is finished: nothing to do")
+    return Result(folder.path, rows)
+
+
+class Runner:
+    """Loads what stages share (sources, teachers) once, and runs them."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, accelerator, progress: Progress):
+        self.recipe, self.folder = recipe, folder
+        self.accelerator, self.progress = accelerator, progress
+        self.worked = False
+        self._teachers: dict[str, Teacher] = {}
+        self._sources: dict[str, tuple[Source, float]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def teacher(self, name: str) -> Teacher:
+        """A frozen teacher: one of the recipe's, or the student of an earlier stage."""
+        if name not in self._teachers:
+            began = time.perf_counter()
+            self._teachers[name] = load_teacher(self.spec(name), self.accelerator.device)
+            self.seconds["loading"] = self.seconds.get("loading", 0.0) + time.perf_counter() - began
+        return self._teachers[name]
+
+    def spec(self, name: str) -> TeacherSpec:
+        """What the recipe says of a teacher."""
+        config = self.recipe.teachers.get(name)
+        if config is None:
+            return TeacherSpec("student", str(self.folder.path / name))
+        return TeacherSpec(
+            config.family, config.weights, tuple(config.sizes), tuple(config.tokens), config.dtype
+        )
+
+    def sources(self) -> dict[str, tuple[Source, float]]:
+        """The opened training sources and their shares."""
+        if not self._sources:
+            for name, config in self.recipe.data.train.items():
+                self._sources[name] = (open_source(config.source), config.share)
+        return self._sources
+
+    def train(self, name: str) -> None:
+        """Train the students of a stage that are not there yet."""
+        config = self.recipe.stages[name]
+        missing = [
+            plan
+            for plan in planned_students(self.recipe, name)
+            if exported_steps(self.folder.path / name / plan.name) < config.train.steps
+        ]
+        if not missing:
+            return
+        self.worked = True
+        # Students of one checkpoint go on together; whoever came later starts a pass of its own.
+        saved = self.folder.checkpointed(name)
+        going_on = [plan for plan in missing if plan.name in saved]
+        for plans in (going_on, [plan for plan in missing if plan.name not in saved]):
+            if plans:
+                self._train_together(name, plans)
+
+    def _train_together(self, name: str, plans: list[StudentPlan]) -> None:
+        began = time.perf_counter()
+        stage = Stage(
+            self.recipe,
+            name,
+            {
+                teacher: self._target(name, teacher)
+                for plan in plans
+                for teacher in plan.config.teachers
+            },
+            self.sources(),
+            self.folder.path,
+            self.accelerator,
+            self.progress,
+        )
+        for trainee in stage.train(plans):
+            if self.accelerator.is_main_process:
+                self._export(name, trainee)
+        self.accelerator.wait_for_everyone()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def _target(self, stage: str, name: str) -> TargetTeacher:
+        config = self.recipe.teachers.get(name)
+        if config is not None:
+            return TargetTeacher.of(
+                name, self.teacher(name), list(config.sizes), config.normaliser, config.weight
+            )
+        sizes = self.recipe.stages[stage].teacher_sizes or self.recipe.stages[stage].image_sizes
+        return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")
+
+    def _export(self, stage: str, trainee: Trainee) -> None:
+        plan, learner = trainee.plan, trainee.result
+        spaces: Spaces = learner.own_spaces()
+        about: dict[str, dict[str, Any]] = {}
+        for teacher in learner.teachers:
+            about |= self._about(teacher)
+            if teacher not in self.recipe.teachers:
+                spaces = spaces.beyond(teacher, Spaces.load(self.folder.path / teacher))
+        config = self.recipe.stages[stage]
+        export_student(
+            learner.student,
+            spaces,
+            self.folder.path / stage / plan.name,
+            Origin(
+                run=self.recipe.name,
+                name=plan.name,
+                stage=stage,
+                steps=config.train.steps,
+                image_sizes=config.image_sizes,
+                licence=self.recipe.export.licence,
+                author=self.recipe.export.author,
+                teachers=about,
+                data={name: source.source for name, source in self.recipe.data.train.items()},
+            ),
+        )
+
+    def _about(self, teacher: str) -> dict[str, dict[str, Any]]:
+        """Family, weights and licence of a teacher, and of those that it learnt from itself."""
+        spec, info = self.spec(teacher), self.teacher(teacher).info
+        if teacher in self.recipe.teachers:
+            return {
+                teacher: {
+                    "family": spec.family,
+                    "weights": spec.weights,
+                    "licence": info.licence,
+                }
+            }
+        return dict(self.folder.teachers_of(teacher))
+
+    def validate(self) -> list[dict[str, Any]]:
+        """Probe all models, unless it has been done; write the report."""
+        if self.recipe.validate is None or not self.accelerator.is_main_process:
+            if self.worked and self.accelerator.is_main_process:
+                self._report()
+            return []
+        if not self.worked and self.folder.validated(self.recipe):
+            return self.folder.rows()
+        self.worked = True
+        began = time.perf_counter()
+        rows = validate_run(self)
+        self.seconds["probes"] = time.perf_counter() - began
+        self.folder.write_seconds(self.seconds)
+        self._report()
+        return rows
+
+    def _report(self) -> None:
+        from distill.report.page import write_report
+
+        path = write_report(self.folder.path)
+        self.progress.say(f"report: {path}")
+
+
+def _accelerator():
+    """Accelerate's device and ranks.
+
+    Raises:
+        UserError: if a launcher started several processes and each would train alone.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # A student that is not asked for a summary leaves its pooling weights without a gradient.
+    accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and accelerator.num_processes == 1:
+        raise UserError(
+            f"WORLD_SIZE is {world}, but each process would train alone: on CPUs set "
+            "ACCELERATE_USE_CPU=true for torchrun"
+        )
+    return accelerator
+
+
+def _environment(accelerator) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    names = ("torch", "torchvision", "timm", "transformers", "accelerate", "safetensors")
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "command": " ".join(["distill" if i == 0 else part for i, part in enumerate(sys.argv)]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{device.type} {name or platform.machine()}".strip(),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "versions": {package: version(package) for package in names},
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str | None:
+    """Revision of this project's checkout, where it is one."""
+    home = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(home), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
