@@ -1,0 +1,248 @@
+"""Teacher: a frozen encoder of a family, from its spec; and the registry of families."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from students.errors import UserError, did_you_mean
+from students.features import TOKEN_KINDS, Features
+from students.pixels import PixelNorm, Size, resize
+from teachers import checkpoint as files
+from teachers.checkpoint import Checkpoint
+from teachers.loading import build_config, choose_dtype, count_parameters
+from teachers.spec import DTYPES, TeacherInfo, TeacherSpec
+
+if TYPE_CHECKING:
+    from teachers.sam import MaskDecoder
+    from teachers.siglip import TextTower
+
+FAMILIES: dict[str, type[Teacher]] = {}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a configuration says of an encoder: native side and stride in pixels, token widths."""
+
+    size: int
+    stride: int
+    summary_dim: int | None
+    dense_dim: int
+
+
+class Teacher(nn.Module):
+    """A frozen encoder with its own image size, pixel statistics and dtype.
+
+    A family is a subclass with a registered name. Always in eval mode: `train()` has no effect. No
+    parameter requires a gradient and nothing in it is ever trained, so it belongs in no checkpoint;
+    it is loaded again from its spec.
+
+    Attributes: `spec`, `info`; `size`, the native image side, and `stride`, pixels per dense token;
+    `summary_dim` (None where the family has no summary) and `dense_dim`, token widths; `dtype`.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+
+    def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
+        super().__init__()
+        if not (info.size and info.stride and info.mean and info.std):
+            raise ValueError(f"{info.source}: its files are not all on this machine")
+        self.spec, self.info = info.spec, info
+        self.size, self.stride = info.size, info.stride
+        self.summary_dim, self.dense_dim = info.summary_dim, info.dense_dim
+        self.dtype = dtype
+        self.checkpoint = checkpoint
+        self.norm = PixelNorm(info.mean, info.std)
+        super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, size: Size | None = None) -> Features:
+        """Features of pixels (B, 3, H, W), RGB float in [0, 1], shown at `size`.
+
+        `size` is a side or (height, width) in pixels, None for the native size. The features are
+        in the teacher's own dtype, whatever autocast is around it; only `spec.tokens` are given.
+
+        Raises:
+            UserError: if the teacher does not take this size.
+            TypeError: if the pixels are not floating point.
+        """
+        if not pixels.is_floating_point():
+            raise TypeError(f"pixels are {pixels.dtype}: expected float in [0, 1]")
+        size = self.size if size is None else size
+        problem = self.size_error(self.info, size)
+        if problem:
+            raise UserError(problem)
+        # Statistics have more digits than a short float: normalise first, cast after.
+        with torch.autocast(pixels.device.type, enabled=False):
+            normalised = self.norm(resize(pixels.float(), size)).to(self.dtype)
+            return self.encode(normalised).only(self.spec.tokens)
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Features:
+        """Features of normalised pixels (B, 3, H, W) in the teacher's dtype."""
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Nothing: a teacher stays in eval mode."""
+        return self
+
+    @property
+    def text_tower(self) -> TextTower | None:
+        """The text encoder that shares the summary's space, loaded on first use, or None."""
+        return None
+
+    @property
+    def mask_decoder(self) -> MaskDecoder | None:
+        """The frozen decoder of promptable masks from dense features, or None."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def geometry(cls, config: Any, preprocessor: dict[str, Any]) -> Geometry:
+        """Sizes and widths from transformers' configuration and the preprocessor's fields."""
+
+    @classmethod
+    @abstractmethod
+    def vision_part(cls, config: Any) -> tuple[Any, Any]:
+        """The class of the vision encoder alone, and its configuration."""
+
+    @classmethod
+    def is_vision_weight(cls, name: str) -> bool:
+        """Whether a weight of this name in the file belongs to the vision encoder."""
+        return True
+
+    @classmethod
+    def size_error(cls, info: TeacherInfo, size: Size) -> str | None:
+        """Why the family cannot take images of this size, or None. It floors as its library does:
+        a part of a patch at the right or the lower edge is not seen."""
+        if info.stride is None:
+            return None
+        if min(_sides(size)) < info.stride:
+            return (
+                f"{info.spec.weights}: size {size} is smaller than its patch of "
+                f"{info.stride} pixels"
+            )
+        return None
+
+
+AnyFamily = TypeVar("AnyFamily", bound=type[Teacher])
+
+
+def register_family(name: str) -> Callable[[AnyFamily], AnyFamily]:
+    """Class decorator: makes a Teacher subclass known as family `name`."""
+
+    def register(family: AnyFamily) -> AnyFamily:
+        FAMILIES[name] = family
+        return family
+
+    return register
+
+
+def size_error(info: TeacherInfo, size: Size) -> str | None:
+    """Why this teacher cannot take images of `size` (a side, or (height, width), in pixels), in one
+    line; None if it can, or if its configuration is not on this machine yet."""
+    return _family(info.spec).size_error(info, size)
+
+
+def describe_teacher(spec: TeacherSpec) -> TeacherInfo:
+    """What the checkpoint's files say of a teacher, without its weights and without the network.
+
+    A hub id that is not in the local cache is no error: `fetched` is False.
+
+    Raises:
+        UserError: if the spec names what does not exist, or the checkpoint is damaged, of another
+            family, or without pixel statistics.
+    """
+    family = _family(spec)
+    _check_names(spec)
+    return _describe(spec, family, files.resolve(spec.weights))
+
+
+def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teacher:
+    """The frozen teacher on `device`; a hub id that is not in the local cache is fetched.
+
+    Raises:
+        UserError: as `describe_teacher`; if the hub cannot be reached; if weights are missing,
+            unexpected or of another shape; if the spec has a size or only tokens that the teacher
+            cannot do.
+    """
+    family = _family(spec)
+    _check_names(spec)
+    checkpoint = files.fetch(files.resolve(spec.weights))
+    info = _describe(spec, family, checkpoint)
+    for size in spec.sizes:
+        problem = family.size_error(info, size)
+        if problem:
+            raise UserError(problem)
+    device = torch.device(device)
+    teacher = family(info, checkpoint, choose_dtype(spec.dtype, device))
+    return teacher.to(device)
+
+
+def _describe(spec: TeacherSpec, family: type[Teacher], checkpoint: Checkpoint) -> TeacherInfo:
+    if checkpoint.folder is None:
+        return TeacherInfo(spec, fetched=False, source=checkpoint.source)
+    fields = files.read_config(checkpoint)
+    _check_model_type(spec, family, fields["model_type"])
+    preprocessor, mean, std = files.read_preprocessor(checkpoint), None, None
+    if preprocessor or checkpoint.fetched:
+        mean, std = files.pixel_statistics(checkpoint, preprocessor)
+    config = build_config(checkpoint, fields)
+    geometry = family.geometry(config, preprocessor)
+    given = {"summary": geometry.summary_dim, "dense": geometry.dense_dim}
+    if not any(given[kind] for kind in spec.tokens):
+        raise UserError(f"{spec.weights}: gives no summary; set tokens to [dense]")
+    if checkpoint.fetched:
+        shapes = files.weight_shapes(checkpoint)
+        vision = {name: shape for name, shape in shapes.items() if family.is_vision_weight(name)}
+        parameters = files.count_elements(vision)
+    else:
+        parameters = count_parameters(*family.vision_part(config))
+    return TeacherInfo(
+        spec,
+        fetched=checkpoint.fetched,
+        source=checkpoint.source,
+        size=geometry.size,
+        stride=geometry.stride,
+        summary_dim=geometry.summary_dim,
+        dense_dim=geometry.dense_dim,
+        parameters=parameters,
+        mean=mean,
+        std=std,
+        licence=files.licence(checkpoint),
+    )
+
+
+def _family(spec: TeacherSpec) -> type[Teacher]:
+    if spec.family not in FAMILIES:
+        raise UserError(f"teacher family {spec.family!r}{did_you_mean(spec.family, FAMILIES)}")
+    return FAMILIES[spec.family]
+
+
+def _check_names(spec: TeacherSpec) -> None:
+    for kind in spec.tokens:
+        if kind not in TOKEN_KINDS:
+            raise UserError(f"{spec.weights}: tokens {kind!r}{did_you_mean(kind, TOKEN_KINDS)}")
+    if not spec.tokens:
+        raise UserError(f"{spec.weights}: tokens is empty; name summary, dense or both")
+    if spec.dtype not in DTYPES:
+        raise UserError(f"{spec.weights}: dtype {spec.dtype!r}{did_you_mean(spec.dtype, DTYPES)}")
+
+
+def _check_model_type(spec: TeacherSpec, family: type[Teacher], found: str) -> None:
+    if found in family.model_types:
+        return
+    fitting = [name for name, other in FAMILIES.items() if found in other.model_types]
+    hint = f"use family {fitting[0]!r}" if fitting else f"families: {', '.join(sorted(FAMILIES))}"
+    raise UserError(
+        f"{spec.weights}: its config.json says model_type {found!r}, which is not of family "
+        f"{spec.family!r}; {hint}"
+    )
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
