@@ -4,6 +4,7 @@ from teachers.dinov2 import Dinov2Teacher
 from teachers.sam import MaskDecoder, SamTeacher
 from teachers.siglip import SiglipTeacher, TextTower
 from teachers.spec import TeacherInfo, TeacherSpec
+from teachers.student import StudentTeacher
 from teachers.teacher import (
     FAMILIES,
     Teacher,
@@ -19,6 +20,7 @@ __all__ = [
     "MaskDecoder",
     "SamTeacher",
     "SiglipTeacher",
+    "StudentTeacher",
     "Teacher",
     "TeacherInfo",
     "TeacherSpec",

@@ -11,11 +11,12 @@ from students.features import Features
 from teachers.checkpoint import Checkpoint, crop_side, read_config
 from teachers.loading import load_model
 from teachers.spec import TeacherInfo
-from teachers.teacher import Geometry, Teacher, register_family
+from teachers.teacher import register_family
+from teachers.transformers_teacher import Geometry, TransformersTeacher
 
 
 @register_family("dinov2")
-class Dinov2Teacher(Teacher):
+class Dinov2Teacher(TransformersTeacher):
     """summary: the class token. dense: the patch tokens. Both after the final norm."""
 
     model_types = ("dinov2", "dinov2_with_registers")

@@ -14,11 +14,12 @@ from students.pixels import Size
 from teachers.checkpoint import Checkpoint
 from teachers.loading import load_model
 from teachers.spec import TeacherInfo
-from teachers.teacher import Geometry, Teacher, register_family
+from teachers.teacher import register_family
+from teachers.transformers_teacher import Geometry, TransformersTeacher
 
 
 @register_family("sam")
-class SamTeacher(Teacher):
+class SamTeacher(TransformersTeacher):
     """No summary. dense: the output of the image encoder's neck. Square images only.
 
     At another size than its own the position table is resized (bicubic), once per size. The mask

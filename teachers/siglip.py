@@ -14,7 +14,8 @@ from students.features import Features
 from teachers.checkpoint import Checkpoint, crop_side, read_config
 from teachers.loading import load_model, quiet
 from teachers.spec import TeacherInfo
-from teachers.teacher import Geometry, Teacher, register_family
+from teachers.teacher import register_family
+from teachers.transformers_teacher import Geometry, TransformersTeacher
 
 # What a whole checkpoint holds beside one of its towers.
 LOSS_WEIGHTS = ("logit_scale", "logit_bias")
@@ -22,7 +23,7 @@ TEXT, VISION = "text_model.", "vision_model."
 
 
 @register_family("siglip")
-class SiglipTeacher(Teacher):
+class SiglipTeacher(TransformersTeacher):
     """summary: the attention-pooling head. dense: the patch tokens after the final norm."""
 
     model_types = ("siglip", "siglip_vision_model")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from students.features import TOKEN_KINDS, Features
 from students.pixels import PixelNorm, Size, resize
 from teachers import checkpoint as files
 from teachers.checkpoint import Checkpoint
-from teachers.loading import build_config, choose_dtype, count_parameters
+from teachers.loading import choose_dtype
 from teachers.spec import DTYPES, TeacherInfo, TeacherSpec
 
 if TYPE_CHECKING:
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
     from teachers.siglip import TextTower
 
 FAMILIES: dict[str, type[Teacher]] = {}
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a configuration says of an encoder: native side and stride in pixels, token widths."""
-
-    size: int
-    stride: int
-    summary_dim: int | None
-    dense_dim: int
 
 
 class Teacher(nn.Module):
@@ -45,8 +34,6 @@ class Teacher(nn.Module):
     Attributes: `spec`, `info`; `size`, the native image side, and `stride`, pixels per dense token;
     `summary_dim` (None where the family has no summary) and `dense_dim`, token widths; `dtype`.
     """
-
-    model_types: ClassVar[tuple[str, ...]]
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__()
@@ -102,18 +89,12 @@ class Teacher(nn.Module):
 
     @classmethod
     @abstractmethod
-    def geometry(cls, config: Any, preprocessor: dict[str, Any]) -> Geometry:
-        """Sizes and widths from transformers' configuration and the preprocessor's fields."""
+    def describe(cls, spec: TeacherSpec, checkpoint: Checkpoint) -> TeacherInfo:
+        """What the checkpoint's files say, without its weights and without the network.
 
-    @classmethod
-    @abstractmethod
-    def vision_part(cls, config: Any) -> tuple[Any, Any]:
-        """The class of the vision encoder alone, and its configuration."""
-
-    @classmethod
-    def is_vision_weight(cls, name: str) -> bool:
-        """Whether a weight of this name in the file belongs to the vision encoder."""
-        return True
+        Raises:
+            UserError: if they are damaged, of another family, or without pixel statistics.
+        """
 
     @classmethod
     def size_error(cls, info: TeacherInfo, size: Size) -> str | None:
@@ -159,7 +140,7 @@ def describe_teacher(spec: TeacherSpec) -> TeacherInfo:
     """
     family = _family(spec)
     _check_names(spec)
-    return _describe(spec, family, files.resolve(spec.weights))
+    return family.describe(spec, files.resolve(spec.weights))
 
 
 def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teacher:
@@ -173,7 +154,7 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
     family = _family(spec)
     _check_names(spec)
     checkpoint = files.fetch(files.resolve(spec.weights))
-    info = _describe(spec, family, checkpoint)
+    info = family.describe(spec, checkpoint)
     for size in spec.sizes:
         problem = family.size_error(info, size)
         if problem:
@@ -181,40 +162,6 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
     device = torch.device(device)
     teacher = family(info, checkpoint, choose_dtype(spec.dtype, device))
     return teacher.to(device)
-
-
-def _describe(spec: TeacherSpec, family: type[Teacher], checkpoint: Checkpoint) -> TeacherInfo:
-    if checkpoint.folder is None:
-        return TeacherInfo(spec, fetched=False, source=checkpoint.source)
-    fields = files.read_config(checkpoint)
-    _check_model_type(spec, family, fields["model_type"])
-    preprocessor, mean, std = files.read_preprocessor(checkpoint), None, None
-    if preprocessor or checkpoint.fetched:
-        mean, std = files.pixel_statistics(checkpoint, preprocessor)
-    config = build_config(checkpoint, fields)
-    geometry = family.geometry(config, preprocessor)
-    given = {"summary": geometry.summary_dim, "dense": geometry.dense_dim}
-    if not any(given[kind] for kind in spec.tokens):
-        raise UserError(f"{spec.weights}: gives no summary; set tokens to [dense]")
-    if checkpoint.fetched:
-        shapes = files.weight_shapes(checkpoint)
-        vision = {name: shape for name, shape in shapes.items() if family.is_vision_weight(name)}
-        parameters = files.count_elements(vision)
-    else:
-        parameters = count_parameters(*family.vision_part(config))
-    return TeacherInfo(
-        spec,
-        fetched=checkpoint.fetched,
-        source=checkpoint.source,
-        size=geometry.size,
-        stride=geometry.stride,
-        summary_dim=geometry.summary_dim,
-        dense_dim=geometry.dense_dim,
-        parameters=parameters,
-        mean=mean,
-        std=std,
-        licence=files.licence(checkpoint),
-    )
 
 
 def _family(spec: TeacherSpec) -> type[Teacher]:
@@ -231,17 +178,6 @@ def _check_names(spec: TeacherSpec) -> None:
         raise UserError(f"{spec.weights}: tokens is empty; name summary, dense or both")
     if spec.dtype not in DTYPES:
         raise UserError(f"{spec.weights}: dtype {spec.dtype!r}{did_you_mean(spec.dtype, DTYPES)}")
-
-
-def _check_model_type(spec: TeacherSpec, family: type[Teacher], found: str) -> None:
-    if found in family.model_types:
-        return
-    fitting = [name for name, other in FAMILIES.items() if found in other.model_types]
-    hint = f"use family {fitting[0]!r}" if fitting else f"families: {', '.join(sorted(FAMILIES))}"
-    raise UserError(
-        f"{spec.weights}: its config.json says model_type {found!r}, which is not of family "
-        f"{spec.family!r}; {hint}"
-    )
 
 
 def _sides(size: Size) -> tuple[int, int]:

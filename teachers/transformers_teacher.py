@@ -1,0 +1,101 @@
+"""Teachers over transformers: what a family has to say, and what all of them share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from students.errors import UserError
+from teachers import checkpoint as files
+from teachers.checkpoint import Checkpoint
+from teachers.loading import build_config, count_parameters
+from teachers.spec import TeacherInfo, TeacherSpec
+from teachers.teacher import FAMILIES, Teacher
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a configuration says of an encoder: native side and stride in pixels, token widths."""
+
+    size: int
+    stride: int
+    summary_dim: int | None
+    dense_dim: int
+
+
+class TransformersTeacher(Teacher):
+    """A teacher whose checkpoint is config.json, preprocessor_config.json and safetensors.
+
+    `model_types` are those of config.json that belong to the family.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def describe(cls, spec: TeacherSpec, checkpoint: Checkpoint) -> TeacherInfo:
+        """What the checkpoint's files say, without its weights and without the network.
+
+        Raises:
+            UserError: if they are damaged, of another family, or without pixel statistics.
+        """
+        if checkpoint.folder is None:
+            return TeacherInfo(spec, fetched=False, source=checkpoint.source)
+        fields = files.read_config(checkpoint)
+        cls._check_model_type(spec, fields["model_type"])
+        preprocessor = files.read_preprocessor(checkpoint)
+        mean, std = files.pixel_statistics(checkpoint, preprocessor)
+        config = build_config(checkpoint, fields)
+        geometry = cls.geometry(config, preprocessor)
+        given = {"summary": geometry.summary_dim, "dense": geometry.dense_dim}
+        if not any(given[kind] for kind in spec.tokens):
+            raise UserError(f"{spec.weights}: has no {' or '.join(spec.tokens)}; tokens: [dense]")
+        if checkpoint.fetched:
+            shapes = files.weight_shapes(checkpoint)
+            vision = {name: shape for name, shape in shapes.items() if cls.is_vision_weight(name)}
+            parameters = files.count_elements(vision)
+        else:
+            parameters = count_parameters(*cls.vision_part(config))
+        return TeacherInfo(
+            spec,
+            fetched=checkpoint.fetched,
+            source=checkpoint.source,
+            size=geometry.size,
+            stride=geometry.stride,
+            summary_dim=geometry.summary_dim,
+            dense_dim=geometry.dense_dim,
+            parameters=parameters,
+            mean=mean,
+            std=std,
+            licence=files.licence(checkpoint),
+        )
+
+    @classmethod
+    def _check_model_type(cls, spec: TeacherSpec, found: str) -> None:
+        if found in cls.model_types:
+            return
+        fitting = [
+            name for name, other in FAMILIES.items() if found in getattr(other, "model_types", ())
+        ]
+        hint = (
+            f"use family {fitting[0]!r}" if fitting else f"families: {', '.join(sorted(FAMILIES))}"
+        )
+        raise UserError(
+            f"{spec.weights}: its config.json says model_type {found!r}, which is not of family "
+            f"{spec.family!r}; {hint}"
+        )
+
+    @classmethod
+    @abstractmethod
+    def geometry(cls, config: Any, preprocessor: dict[str, Any]) -> Geometry:
+        """Sizes and widths from transformers' configuration and the preprocessor's fields."""
+
+    @classmethod
+    @abstractmethod
+    def vision_part(cls, config: Any) -> tuple[Any, Any]:
+        """The class of the vision encoder alone, and its configuration."""
+
+    @classmethod
+    def is_vision_weight(cls, name: str) -> bool:
+        """Whether a weight of this name in the file belongs to the vision encoder."""
+        return True
