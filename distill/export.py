@@ -92,7 +92,7 @@ def model_card(student: Student, spaces: Spaces, origin: Origin) -> str:
     reached = ", ".join(f"`{teacher}`" for teacher, _ in spaces.routes())
     data = ", ".join(f"{name} (`{source}`)" for name, source in origin.data.items())
     dense = (
-        "patch tokens after the final norm,\n`model.forward_features(x)[:, model.num_prefix_tokens:]`"
+        "patch tokens after the final\nnorm, `model.forward_features(x)[:, model.num_prefix_tokens:]`"
         if hasattr(student.model, "num_prefix_tokens")
         else "the map after the final norm,\n`model.head.norm(model.forward_features(x))`"
     )
@@ -126,7 +126,8 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 `model(x)` is the summary, one vector of {student.summary_dim} an image. Dense features, one vector
 of {student.dense_dim} per {student.stride} x {student.stride} pixels, are {dense}.
 Pixels are RGB in [0, 1], resized to a multiple of {student.stride} (trained at {sizes}), minus
-{list(student.mean)}, divided by {list(student.std)}. `transformers.AutoModel.from_pretrained("FOLDER")` loads the same.
+{list(student.mean)}, divided by {list(student.std)}.
+`transformers.AutoModel.from_pretrained("FOLDER")` loads the same.
 
 `adapters.safetensors` and `adapters.json` hold the way from these features into the feature space
 of {reached}.

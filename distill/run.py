@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from distill.recipe.schema import Recipe
 from distill.validation import validate_run
 from students import Spaces, UserError
 from teachers import Teacher, TeacherSpec, load_teacher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass
@@ -85,7 +88,9 @@ def run(
 class Runner:
     """Loads what stages share (sources, teachers) once, and runs them."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, accelerator, progress: Progress):
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, accelerator: Accelerator, progress: Progress
+    ):
         self.recipe, self.folder = recipe, folder
         self.accelerator, self.progress = accelerator, progress
         self.worked = False
@@ -227,7 +232,7 @@ class Runner:
         self.progress.say(f"report: {path}")
 
 
-def _accelerator():
+def _accelerator() -> Accelerator:
     """Accelerate's device and ranks.
 
     Raises:
@@ -249,7 +254,7 @@ def _accelerator():
     return accelerator
 
 
-def _environment(accelerator) -> dict[str, Any]:
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("torch", "torchvision", "timm", "transformers", "accelerate", "safetensors")

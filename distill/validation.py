@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def validate_run(runner: Runner) -> list[dict[str, Any]]:
     """Probe everything the recipe asks for; write validation.json, print the table."""
-    from distill.probes.validate import scenes_of
+    from distill.probes.world import World
     from distill.report.pictures import draw_pictures
     from distill.retention import comparison_table, render_terminal
 
@@ -33,8 +33,13 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
     models, untrained_of = probed_models(runner, teachers)
     last = list(recipe.stages.values())[-1]
     sizes = config.sizes or [last.image_sizes[0]]
-    steps = len(models) * len(sizes)
+    steps = len(models) * len(sizes) * (1 + len(config.tasks))
     with runner.progress.task("probes", steps) as bar:
+
+        def advanced(what: str, done: int, _: int) -> None:
+            bar.note(what)
+            bar.advance(done - bar.done)
+
         rows = validate(
             models,
             teachers,
@@ -44,15 +49,15 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
             test=config.test,
             seed=config.seed,
             device=runner.accelerator.device,
-            progress=lambda what: (bar.note(what), bar.advance()),
+            progress=advanced,
         )
     runner.folder.write_validation(recipe, rows, untrained_of)
-    train, test = scenes_of(config.train, config.test, sizes[0], config.seed)
+    world = World(sizes[0], config.train, config.test, config.seed)
     draw_pictures(
         [model for model in models if model.role != "untrained"],
         teachers,
-        test,
-        train,
+        world.test,
+        world.train,
         sizes[0],
         runner.folder.path / "pictures",
         runner.accelerator.device,

@@ -41,7 +41,7 @@ class Student(nn.Module):
         summary_dim, dense_dim: widths of the two kinds of token.
     """
 
-    def __init__(self, model: nn.Module, arch: str, arguments: dict[str, Any], size: int):
+    def __init__(self, model: Any, arch: str, arguments: dict[str, Any], size: int):
         super().__init__()
         self.model = model
         self.arch, self.arguments, self.size = arch, arguments, size
@@ -80,7 +80,7 @@ class Student(nn.Module):
         return encode(self.model, self.normalise(resize(pixels, size)))
 
 
-def encode(model: nn.Module, pixels: Tensor) -> Features:
+def encode(model: Any, pixels: Tensor) -> Features:
     """Features of normalised pixels (B, 3, H, W) through any timm encoder.
 
     The summary is what timm pools (the class token of a ViT built with global_pool="token", the
@@ -194,7 +194,7 @@ def load_student(folder: str | Path) -> Student:
 
 def _create(
     arch: str, size: int, overrides: dict[str, Any], pretrained: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """The timm model and its arguments; those that only some architectures take are tried."""
     import timm
 
@@ -217,7 +217,7 @@ def _create(
 
 def _construct(
     arch: str, arguments: dict[str, Any], pretrained: bool
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     import timm
 
     arguments = {k: v for k, v in arguments.items() if k != "num_classes"}
@@ -227,7 +227,7 @@ def _construct(
     return model, arguments
 
 
-def _stride(model: nn.Module) -> int:
+def _stride(model: Any) -> int:
     patches = getattr(model, "patch_embed", None)
     if getattr(model, "num_prefix_tokens", None) is not None and patches is not None:
         side = patches.patch_size
@@ -235,12 +235,12 @@ def _stride(model: nn.Module) -> int:
     return int(model.feature_info[-1]["reduction"])
 
 
-def _eval_once(model: nn.Module, pixels: Tensor) -> Features:
+def _eval_once(model: Any, pixels: Tensor) -> Features:
     training = model.training
     features = encode(model.eval(), pixels)
     model.train(training)
     return features
 
 
-def _device(model: nn.Module) -> torch.device:
+def _device(model: Any) -> torch.device:
     return next(model.parameters()).device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from distill.optim import build_optimiser
 from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
 from students.keys import key
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Learner(nn.Module):
@@ -28,10 +32,7 @@ class Learner(nn.Module):
     def forward(self, pixels: Tensor, size: int) -> dict[str, Features]:
         """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`."""
         features = self.student(pixels, size)
-        return {
-            name: space.predict(features)
-            for name, space in zip(self.teachers, self.spaces, strict=True)
-        }
+        return {name: self.space(name).predict(features) for name in self.teachers}
 
     def space(self, teacher: str) -> Space:
         """The space of one teacher."""
@@ -191,7 +192,7 @@ class Trainee:
 
     @classmethod
     def prepare(
-        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator
+        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator: Accelerator
     ) -> Trainee:
         """Move to the device, wrap for several processes, and give it an optimiser."""
         learner.to(accelerator.device)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from distill.progress import Progress
 from distill.recipe.schema import LossConfig, Recipe
 from students import Features, UserError, match_grids
 from students.keys import draw_size
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Stage:
@@ -43,7 +47,7 @@ class Stage:
         teachers: dict[str, TargetTeacher],
         sources: dict[str, tuple[Source, float]],
         folder: Path,
-        accelerator,
+        accelerator: Accelerator,
         progress: Progress,
     ):
         self.recipe, self.name, self.config = recipe, name, recipe.stages[name]
@@ -127,9 +131,7 @@ class Stage:
     def _share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
         """Give each student its teachers' normalisers, or the stage those of the students."""
         for trainee in trainees:
-            modules = [trainee.learner]
-            if trainee.ema is not None:
-                modules.append(trainee.ema.module)
+            modules = {trainee.learner, trainee.result}
             for name in trainee.learner.teachers:
                 for kind, normaliser in self.teachers[name].normalisers.items():
                     for module in modules:
@@ -273,7 +275,7 @@ class StageLog:
         seconds = time.perf_counter() - self.began
         lines, notes = [], []
         for trainee in self.trainees:
-            line = {
+            line: dict[str, Any] = {
                 "step": step,
                 "student": trainee.plan.name,
                 "loss": 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from students import Features
 from students.keys import draw_size
 from students.normalisers import Moments, Normaliser
 from teachers import Teacher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass
@@ -58,7 +62,7 @@ def calibrate(
     *,
     seed: int,
     stage: str,
-    accelerator,
+    accelerator: Accelerator,
 ) -> None:
     """Fit every normaliser on (step, pixels) batches, over the sizes that the stage draws.
 
@@ -82,7 +86,7 @@ def calibrate(
             normaliser.fit(merged_over_ranks(moments[teacher.name, kind], accelerator))
 
 
-def merged_over_ranks(moments: Moments, accelerator) -> Moments:
+def merged_over_ranks(moments: Moments, accelerator: Accelerator) -> Moments:
     """The moments of all ranks together, the same on each."""
     if accelerator.num_processes == 1:
         return moments

@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +71,11 @@ def batches(scenes: Scenes, steps: int, size: int, smallest: float, flip: bool) 
             pixels = F.avg_pool2d(pixels, 2)
         pixels = F.grid_sample(pixels, grid, align_corners=False, padding_mode="border")
         gain = torch.from_numpy(generator.uniform(0.85, 1.15, (size, 3, 1, 1))).float()
-        labels = np.stack(
+        maps = np.stack(
             [scenes.instances[rows], scenes.segmentation[rows], scenes.depth[rows]], axis=1
         )
         labels = F.grid_sample(
-            torch.from_numpy(labels.astype(np.float32)), grid, mode="nearest", align_corners=False
+            torch.from_numpy(maps.astype(np.float32)), grid, mode="nearest", align_corners=False
         )
         yield Batch(
             (pixels * gain).clamp(0, 1),
@@ -86,7 +86,13 @@ def batches(scenes: Scenes, steps: int, size: int, smallest: float, flip: bool) 
         )
 
 
-def train(module: nn.Module, loss_of, stream: Iterator[Batch], steps: int, lr: float) -> list[dict]:
+def train(
+    module: nn.Module,
+    loss_of: Callable[[Batch], dict[str, Tensor]],
+    stream: Iterator[Batch],
+    steps: int,
+    lr: float,
+) -> list[dict]:
     """AdamW, warm-up and cosine; returns the log."""
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
@@ -332,7 +338,9 @@ def train_sam(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[dict
     return log
 
 
-def _prompts(instances: Tensor, prompts: int, random: np.random.Generator):
+def _prompts(
+    instances: Tensor, prompts: int, random: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """A visible object a prompt, a point in it, and its box loosened by up to 10 %."""
     b, size = len(instances), instances.shape[-1]
     seen = torch.stack([(instances == k + 1).flatten(1).sum(1) for k in range(MAX_SHAPES)], 1)
