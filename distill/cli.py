@@ -1,0 +1,142 @@
+"""The command line: `distill run` and `distill check`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+EXAMPLES = """\
+examples:
+  distill run quickstart                         a recipe that comes with the package
+  distill run mine.yaml                          a recipe of your own, into runs/NAME
+  distill run folder data.train.photos.source=folder:/data/images
+  distill run mine.yaml stages.fixed.train.steps=100 --run-dir runs/short
+  distill check mine.yaml                        every error at once, else what it comes to
+
+A run goes on where it stopped when the same command is given again. Every value of a recipe can be
+overridden by its path, as `distill check` prints it: stages.fixed.train.lr=1e-4
+"""
+
+INTERRUPTED = 130
+BAD_INPUT = 2
+CLOSED_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    0: done; 2: something that the user can put right, one line each on stderr; 130: Ctrl-C.
+    """
+    try:
+        arguments = _parse(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or printed the help
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    try:
+        _run(arguments) if arguments.command == "run" else _check(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        again = "; the same command goes on from the last checkpoint"
+        print(f"distill: interrupted{again if arguments.command == 'run' else ''}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as error:
+        from students.errors import UserError  # not above: `distill --help` waits for no torch
+
+        if not isinstance(error, UserError):
+            raise
+        _complain(error)
+        return BAD_INPUT
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distill",
+        description="Distil vision foundation models into one small encoder, by a recipe.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="train, probe and export what a recipe says; goes on where it stopped",
+        description="Train, probe and export what a recipe says. A run that was stopped goes on.",
+        allow_abbrev=False,
+    )
+    check = commands.add_parser(
+        "check",
+        help="print a recipe as it will be run and what it comes to, or all its errors",
+        description="Print the resolved recipe and its plan (parameters, steps, images, memory), "
+        "or every error in it. Loads no weights and writes nothing.",
+        allow_abbrev=False,
+    )
+    for command in (run, check):
+        command.add_argument(
+            "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"
+        )
+        command.add_argument(
+            "overrides",
+            metavar="KEY=VALUE",
+            nargs="*",
+            help="values to change, by path: stages.fixed.train.steps=100",
+        )
+    run.add_argument("--run-dir", metavar="FOLDER", help="the run's folder (default: runs/NAME)")
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no more positionals after an option: what it left over are overrides.
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        commands.choices[arguments.command].error(f"unknown option {unknown[0]}")
+    arguments.overrides += rest
+    return arguments
+
+
+class _Version(argparse.Action):
+    """Print the version and stop; asks for it only when it is wanted."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and stop")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("distill-workbench")
+        except PackageNotFoundError:  # a checkout that nobody has installed
+            found = "(not installed)"
+        parser.exit(message=f"distill {found}\n")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from distill.run import run
+
+    run(arguments.recipe, overrides=arguments.overrides, run_dir=arguments.run_dir)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from distill.recipe.load import load_recipe
+    from distill.recipe.plan import plan
+    from distill.recipe.render import print_plan
+
+    found = plan(load_recipe(arguments.recipe, arguments.overrides))
+    if _first_rank():
+        print_plan(found)
+
+
+def _complain(error: Exception) -> None:
+    from distill.recipe.build import RecipeError
+
+    # Every rank of torchrun reads the same recipe and finds the same faults.
+    if isinstance(error, RecipeError) and not _first_rank():
+        return
+    for line in str(error).splitlines() or [type(error).__name__]:
+        print(f"distill: {line}", file=sys.stderr)
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

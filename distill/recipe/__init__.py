@@ -1,0 +1,1 @@
+"""Recipes: their fields, how they are read, checked and planned."""

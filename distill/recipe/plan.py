@@ -1,0 +1,240 @@
+"""What a recipe comes to before it is run: parameters, widths, steps, images, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from distill.recipe.build import RecipeError
+from distill.recipe.checks import Survey
+from distill.recipe.resolve import survey
+from distill.recipe.schema import AdapterConfig, Recipe, StudentConfig
+from distill.recipe.stages import tokens_of, unseeded
+from students.encoder import StudentInfo
+from students.spaces import adapter_parameters
+
+# A transformer block of width d has 12 d^2 weights, and in training it keeps 34 d bytes per token
+# at 16 bits, its attention matrix left out (Korthikanti et al., arXiv 2205.05198, section 4.1).
+WEIGHTS_PER_BLOCK = 12
+ACTIVATIONS_PER_BLOCK = 34
+
+
+@dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher as far as its files are known: widths, pixels and parameters may be None."""
+
+    name: str
+    family: str
+    source: str
+    fetched: bool
+    sizes: tuple[int, ...]
+    parameters: int | None
+    summary_dim: int | None
+    dense_dim: int | None
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class PlannedStudent:
+    """A student of a stage: `adapters` are the parameters of its heads, None while the widths of
+    a teacher are not known; `grids` the sides of its dense map by image size; `seeds` how often
+    it is trained."""
+
+    name: str
+    arch: str
+    parameters: int
+    adapters: int | None
+    grids: tuple[tuple[int, int], ...]
+    teachers: tuple[str, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage: `memory` is an estimate in bytes for the whole batch on one device, None while a
+    teacher's parameters are not known; `epochs` are over all training images."""
+
+    name: str
+    students: tuple[PlannedStudent, ...]
+    image_sizes: tuple[int, ...]
+    teacher_sizes: tuple[int, ...]
+    steps: int
+    batch_size: int
+    images_seen: int
+    epochs: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with what is known of it; `images` are those of all sources, `notes` what a person
+    may want to know before starting."""
+
+    recipe: Recipe
+    images: int
+    teachers: tuple[PlannedTeacher, ...]
+    stages: tuple[PlannedStage, ...]
+    notes: tuple[str, ...]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """What `recipe` comes to, from names and configuration files alone.
+
+    Raises:
+        RecipeError: everything that hinders a run of it.
+    """
+    known = survey(recipe)
+    if known.problems:
+        raise RecipeError(known.problems)
+    images = sum(_samples(source.source) for source in recipe.data.train.values())
+    return Plan(
+        recipe,
+        images,
+        tuple(_teacher(recipe, name, known) for name in recipe.teachers),
+        tuple(_stage(recipe, name, known, images) for name in recipe.stages),
+        tuple(_notes(recipe, known)),
+    )
+
+
+def _samples(source: str) -> int:
+    """Number of images of a source; scenes are not drawn for it."""
+    from distill.data.sources import _scene_options, open_source
+
+    scheme, _, rest = source.partition(":")
+    return _scene_options(rest).count if scheme == "scenes" else len(open_source(source))
+
+
+def _teacher(recipe: Recipe, name: str, known: Survey) -> PlannedTeacher:
+    info = known.teachers[name]
+    native = () if info.size is None else (info.size,)
+    return PlannedTeacher(
+        name,
+        info.spec.family,
+        info.source,
+        info.fetched,
+        tuple(recipe.teachers[name].sizes) or native,
+        info.parameters,
+        info.summary_dim,
+        info.dense_dim,
+        info.licence,
+    )
+
+
+def _stage(recipe: Recipe, name: str, known: Survey, images: int) -> PlannedStage:
+    stage, train = recipe.stages[name], recipe.stages[name].train
+    students = tuple(
+        _student(recipe, name, student, config, known) for student, config in stage.students.items()
+    )
+    seen = train.steps * train.batch_size
+    return PlannedStage(
+        name,
+        students,
+        tuple(stage.image_sizes),
+        tuple(stage.teacher_sizes),
+        train.steps,
+        train.batch_size,
+        seen,
+        seen / images,
+        _memory(recipe, name, students, known),
+    )
+
+
+def _student(
+    recipe: Recipe, stage: str, name: str, config: StudentConfig, known: Survey
+) -> PlannedStudent:
+    info = known.students[f"{stage}/{name}"]
+    adapter = config.adapter or recipe.stages[stage].adapter
+    heads = [_heads(recipe, info, teacher, adapter, known) for teacher in config.teachers]
+    sizes = recipe.stages[stage].image_sizes
+    return PlannedStudent(
+        name,
+        info.arch,
+        info.parameter_count,
+        None if None in heads else sum(filter(None, heads)),
+        tuple((size, size // info.stride) for size in sizes),
+        tuple(config.teachers),
+        max(1, len(config.seeds)),
+    )
+
+
+def _heads(
+    recipe: Recipe, student: StudentInfo, teacher: str, adapter: AdapterConfig, known: Survey
+) -> int | None:
+    """Parameters of the adapters to one teacher, None while its widths are not known."""
+    count = 0
+    for kind in tokens_of(recipe, teacher):
+        width = _width(recipe, teacher, kind, known)
+        if width is None:
+            return None
+        own = getattr(student, f"{kind}_dim")
+        count += adapter_parameters(adapter.kind, own, adapter.hidden, width)
+    return count
+
+
+def _width(recipe: Recipe, teacher: str, kind: str, known: Survey) -> int | None:
+    if teacher in recipe.teachers:
+        return getattr(known.teachers[teacher], f"{kind}_dim")
+    return getattr(known.students[unseeded(recipe, teacher)], f"{kind}_dim")
+
+
+def _memory(
+    recipe: Recipe, name: str, students: tuple[PlannedStudent, ...], known: Survey
+) -> int | None:
+    """Bytes for teachers, students with gradients and optimiser, and activations; an estimate."""
+    from distill.engine.stage import has_bfloat16
+    from teachers.loading import choose_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stage, total = recipe.stages[name], 0
+    for teacher in dict.fromkeys(teacher for student in students for teacher in student.teachers):
+        if teacher in recipe.teachers:
+            parameters = known.teachers[teacher].parameters
+            dtype = choose_dtype(recipe.teachers[teacher].dtype, device)
+            if parameters is None:
+                return None
+            total += parameters * dtype.itemsize
+        else:
+            total += 4 * known.students[unseeded(recipe, teacher)].parameter_count
+    precision = stage.train.precision
+    short = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+    # Weight, gradient and AdamW's two moments, and the moving average, in float32.
+    states = 16 if stage.train.ema is None else 20
+    for student in students:
+        if student.adapters is None:
+            return None
+        info = known.students[f"{name}/{student.name}"]
+        tokens = stage.train.batch_size * max(side for _, side in student.grids) ** 2
+        blocks = info.parameter_count / (WEIGHTS_PER_BLOCK * info.dense_dim**2)
+        kept = ACTIVATIONS_PER_BLOCK * info.dense_dim * blocks * (1 if short else 2)
+        adapter = stage.students[student.name].adapter or stage.adapter
+        hidden = 0 if adapter.kind == "linear" else adapter.hidden
+        for teacher in student.teachers:
+            if "dense" in tokens_of(recipe, teacher):
+                width = _width(recipe, teacher, "dense", known) or 0
+                # Before and after norm and activation; prediction, target and its difference.
+                kept += (3 * hidden + 3 * width) * 4
+        bytes_of_one = states * (student.parameters + student.adapters) + kept * tokens
+        total += int(student.seeds * bytes_of_one)
+    return total
+
+
+def _notes(recipe: Recipe, known: Survey) -> list[str]:
+    notes = []
+    taught = {
+        t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
+    }
+    for name, info in known.teachers.items():
+        if name not in taught:
+            notes.append(f"teachers.{name}: no student learns from it; it is only validated")
+        if not info.fetched:
+            notes.append(f"teachers.{name}: {info.source} is not fetched yet; a run will fetch it")
+    canvas = recipe.data.views.canvas
+    for name, stage in recipe.stages.items():
+        largest = max(stage.image_sizes)
+        if canvas is not None and canvas < largest:
+            notes.append(
+                f"stages.{name}: views of {canvas} pixels (data.views.canvas) are enlarged "
+                f"to {largest}"
+            )
+    return notes

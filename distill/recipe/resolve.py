@@ -1,0 +1,162 @@
+"""What a recipe refers to: teachers, architectures, earlier students, folders, image sources.
+
+Everything here is worked out from names and configuration files; no weight is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from distill.recipe.build import NAME, NAME_RULE, build, join
+from distill.recipe.checks import Survey, no_multiples, unknown_names
+from distill.recipe.schema import (
+    TASKS,
+    Recipe,
+    TeacherConfig,
+    ValidateConfig,
+)
+from distill.recipe.stages import check_stage
+from students.errors import UserError, did_you_mean
+from students.features import TOKEN_KINDS
+
+if TYPE_CHECKING:
+    from teachers import TeacherSpec
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """What hinders a run of `recipe`: a line each, `path: what is wrong`; empty if nothing does."""
+    return survey(recipe).problems
+
+
+def survey(recipe: Recipe) -> Survey:
+    """Describe every teacher and student of `recipe`, and collect its problems."""
+    result = Survey()
+    # A recipe made in Python has not been through the reader of YAML.
+    build(Recipe, dataclasses.asdict(recipe), "", result.problems)
+    if result.problems:
+        return result
+    _top(recipe, result.problems)
+    for name, teacher in recipe.teachers.items():
+        _teacher(name, teacher, result)
+    for name in recipe.stages:
+        check_stage(recipe, name, result)
+    if recipe.validate is not None:
+        _validate(recipe, recipe.validate, result)
+        _inverses(recipe, recipe.validate, result)
+    result.problems = list(dict.fromkeys(result.problems))
+    return result
+
+
+def teacher_spec(config: TeacherConfig) -> TeacherSpec:
+    """The recipe's teacher as the `teachers` package takes it."""
+    from teachers import TeacherSpec
+
+    return TeacherSpec(
+        family=config.family,
+        weights=config.weights,
+        sizes=tuple(config.sizes),
+        tokens=tuple(config.tokens),
+        dtype=config.dtype,
+    )
+
+
+def validation_sizes(recipe: Recipe, validate: ValidateConfig) -> list[int]:
+    """The image sizes of the probes: those given, else the first size of the last stage."""
+    return validate.sizes or [*recipe.stages.values()][-1].image_sizes[:1]
+
+
+def _top(recipe: Recipe, found: list[str]) -> None:
+    from distill.data.sources import check_source
+
+    if not NAME.fullmatch(recipe.name):
+        found.append(f"name: {recipe.name!r} is no name ({NAME_RULE})")
+    for path, mapping in (("data.train", recipe.data.train), ("stages", recipe.stages)):
+        if not mapping:
+            found.append(f"{path}: is empty; give at least one")
+    for name, source in recipe.data.train.items():
+        fault = check_source(source.source)
+        if fault:
+            found.append(f"{join('data.train', name)}.source: {fault}")
+    scale = recipe.data.views.scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        found.append(f"data.views.scale: {scale} is no [least, most] share of an image in (0, 1]")
+
+
+def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
+    from teachers import FAMILIES, describe_teacher, size_error
+
+    path, found = join("teachers", name), result.problems
+    if config.family not in FAMILIES:
+        hint = did_you_mean(config.family, FAMILIES)
+        found.append(f"{path}.family: unknown family {config.family!r}{hint}")
+    wrong = unknown_names(f"{path}.tokens", config.tokens, TOKEN_KINDS, "token kind")
+    found += wrong
+    if wrong or config.family not in FAMILIES:
+        return
+    try:
+        info = describe_teacher(teacher_spec(config))
+    except UserError as error:
+        found.append(f"{path}: {error}")
+        return
+    result.teachers[name] = info
+    widths = {"summary": info.summary_dim, "dense": info.dense_dim}
+    lacking = [kind for kind in config.tokens if info.stride is not None and widths[kind] is None]
+    if lacking:
+        rest = [kind for kind in TOKEN_KINDS if widths[kind] is not None]
+        found.append(
+            f"{path}.tokens: {config.family} teachers have no {lacking[0]}; "
+            f"give tokens: [{', '.join(rest)}]"
+        )
+    for index, size in enumerate(config.sizes):
+        fault = size_error(info, size)
+        if fault:
+            found.append(f"{path}.sizes[{index}]: {fault}")
+
+
+def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
+    from teachers import size_error
+
+    found = result.problems
+    found += unknown_names("validate.tasks", validate.tasks, TASKS, "task", empty=True)
+    found += unknown_names(
+        "validate.stages", validate.stages, [*recipe.stages], "stage", empty=True
+    )
+    if not recipe.stages:
+        return
+    stages = validate.stages or [*recipe.stages]
+    probed = {name: info for name, info in result.students.items() if name.split("/")[0] in stages}
+    sizes = validation_sizes(recipe, validate)
+    wrong = no_multiples("validate.sizes", sizes, probed)
+    if wrong and not validate.sizes:
+        wrong = [
+            f"{line} (validate.sizes is by default {sizes}, the first of the last stage)"
+            for line in wrong
+        ]
+    found += wrong
+    for size in sizes:
+        for name, teacher in result.teachers.items():
+            fault = size_error(teacher, size) if size > 0 else None
+            if fault:
+                found.append(f"validate.sizes: {join('teachers', name)}: {fault}")
+
+
+def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
+    """Tasks in a teacher's own space need the inverse of its normaliser."""
+    from students.normalisers import INVERTIBLE
+    from teachers import FAMILIES, Teacher
+
+    taught = {
+        t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
+    }
+    for name, config in recipe.teachers.items():
+        if name not in taught or config.family not in FAMILIES or INVERTIBLE[config.normaliser]:
+            continue
+        family = FAMILIES[config.family]
+        for task, part in (("masks", "mask_decoder"), ("text_retrieval", "text_tower")):
+            if task in validate.tasks and getattr(family, part) is not getattr(Teacher, part):
+                result.problems.append(
+                    f"{join('teachers', name)}.normaliser: {config.normaliser!r} has no inverse, "
+                    f"and the task {task} (validate.tasks) needs features in this teacher's own "
+                    "space: choose another normaliser or leave the task out"
+                )
