@@ -1,0 +1,68 @@
+"""Training curves of a stage: the loss of each student, and the variance explained per teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from distill.report.plots import Series, legend, line_chart
+from students.features import TOKEN_KINDS
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart for the page: its title as plain text, its drawing and legend as safe HTML."""
+
+    title: str
+    drawing: Markup
+    legend: Markup
+
+
+def charts(log: Sequence[dict[str, Any]]) -> list[Chart]:
+    """The charts of one stage from the lines of its log, in order of steps.
+
+    One of losses with a line per student, then for each student one of explained variance with a
+    line per teacher and token kind: 1 is a perfect copy, 0 is no better than the mean.
+    """
+    students = list(dict.fromkeys(str(line["student"]) for line in log))
+    if not students:
+        return []
+    losses = []
+    for place, student in enumerate(students):
+        lines = [line for line in log if line["student"] == student]
+        steps = [line["step"] for line in lines]
+        losses.append(Series(student, steps, [line["loss"] for line in lines], place, place // 6))
+    out = [_chart("Loss", losses, log=True)]
+    for student in students:
+        lines = [line for line in log if line["student"] == student]
+        explained = _explained(lines)
+        if explained:
+            title = f"Explained variance, {student}"
+            out.append(_chart(title, explained, y_range=(0.0, 1.0)))
+    return out
+
+
+def _explained(lines: Sequence[dict[str, Any]]) -> list[Series]:
+    """A line per (teacher, token kind): colours tell teachers apart, dashes summary from dense."""
+    out = []
+    teachers = list(dict.fromkeys(name for line in lines for name in line.get("teachers", {})))
+    for colour, teacher in enumerate(teachers):
+        for dash, kind in enumerate(reversed(TOKEN_KINDS)):
+            points = [
+                (line["step"], line["teachers"][teacher][kind].get("explained_variance"))
+                for line in lines
+                if kind in line.get("teachers", {}).get(teacher, {})
+            ]
+            if points:
+                steps, values = zip(*points, strict=True)
+                out.append(Series(f"{teacher}, {kind}", steps, values, colour, dash))
+    return out
+
+
+def _chart(title: str, series: list[Series], **axes: Any) -> Chart:
+    # Both escape the names in them themselves, which is what makes them safe to mark so.
+    drawing = Markup(line_chart(series, label=title, **axes))
+    return Chart(title, drawing, Markup(legend(series)))

@@ -1,0 +1,256 @@
+"""The pictures of a report: what each model sees in a few scenes, and what is read off it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.probes.depth import predict_depth, rmse, train_depth
+from distill.probes.extract import apply_space, extract
+from distill.probes.linear_head import LinearHead, Schedule
+from distill.probes.masks import Prompts, object_prompts
+from distill.probes.models import ProbedModel, SpaceOwner
+from distill.probes.segmentation import (
+    confusion,
+    mean_iou,
+    predict_segmentation,
+    train_segmentation,
+)
+from distill.report.colours import (
+    CLASS_COLOURS,
+    colour_classes,
+    colour_depth,
+    overlay_mask,
+    principal_colours,
+)
+from distill.scenes.dataset import Scenes
+from distill.scenes.generate import FAR, KINDS, NEAR
+from students.features import resize_grid
+
+SHOWN = 4
+"""Scenes in the grid: the first of the test scenes in which an object can be pointed at."""
+
+_SIDE = 128
+_TRAIN, _HELD_OUT = 192, 64
+# Far less than the probes that make numbers take: enough for a picture.
+_SCHEDULE = Schedule(steps=60, batch=8, lr=2.0e-2, weight_decay=1e-3, warmup=6, clip=35.0)
+_CLASSES = len(KINDS) + 1
+
+Cells = list[tuple[str, NDArray[np.uint8]]]
+"""(title, RGB pictures (SHOWN, H, W, 3)) of one group, in order."""
+
+
+def draw_pictures(
+    models: Sequence[ProbedModel],
+    teachers: Mapping[str, SpaceOwner],
+    scenes_test: Scenes,
+    scenes_train: Scenes,
+    size: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Draw the grid of a report: PNG files of 128 pixels and pictures.json in `folder`.
+
+    A row a scene, with the image; the dense features of every teacher, proxy and student at
+    `size` pixels by their principal components; and segmentation, depth and a mask as read off
+    the last student (a proxy where there is none) and off the best teacher of each, beside the
+    truth. Heads for them are trained on at most 256 of `scenes_train`, the last quarter of which
+    chooses the teacher. What no model at hand can do is left out.
+
+    pictures.json is {"columns": [str], "rows": [{"caption", "cells": [{"title", "group",
+    "file"}]}], "legends": {title: [{"name", "colour"}]}}, files beside it.
+
+    Raises:
+        ValueError: if no test scene has an object to point at, or there are fewer than 8 training
+            scenes.
+    """
+    prompts = _largest(object_prompts(torch.from_numpy(np.array(scenes_test.instances))))
+    chosen = prompts.image.numpy()
+    images = np.array(scenes_test.images[chosen])
+    shown = [model for model in models if model.role != "untrained"]
+    features = [extract(model.encoder, images, size, device) for model in shown]
+    pictures = images.transpose(0, 2, 3, 1)
+    groups: dict[str, Cells] = {"Image": [("input", pictures)]}
+    groups["Dense features"] = [
+        (model.name, principal_colours(given.dense, images.shape[-1]))
+        for model, given in zip(shown, features, strict=True)
+        if given.dense is not None
+    ]
+    readers = _readers(shown)
+    groups |= _linear_predictions(readers, scenes_test, scenes_train, chosen, size, device)
+    groups |= _masks(readers, teachers, pictures, prompts, size, device)
+    captions = [scenes_test.captions[row] for row in chosen]
+    _write(groups, captions, Path(folder))
+
+
+def _largest(prompts: Prompts) -> Prompts:
+    """The prompt of the largest object of each of the first SHOWN images that have one."""
+    rows = []
+    for image in prompts.image.unique()[:SHOWN]:
+        own = (prompts.image == image).nonzero()[:, 0]
+        rows.append(own[prompts.mask[own].flatten(1).sum(1).argmax()])
+    if not rows:
+        raise ValueError("no test scene has an object that is visible enough to be pointed at")
+    kept = torch.stack(rows)
+    return Prompts(prompts.image[kept], prompts.point[kept], prompts.mask[kept])
+
+
+def _readers(shown: Sequence[ProbedModel]) -> list[ProbedModel]:
+    """The teachers, then the last student, or the last proxy where there is no student."""
+    for role in ("student", "proxy"):
+        ours = [model for model in shown if model.role == role][-1:]
+        if ours:
+            break
+    return [model for model in shown if model.role == "teacher"] + ours
+
+
+def _linear_predictions(
+    readers: Sequence[ProbedModel],
+    scenes_test: Scenes,
+    scenes_train: Scenes,
+    chosen: NDArray,
+    size: int,
+    device: torch.device | str,
+) -> dict[str, Cells]:
+    """Segmentation and depth of the chosen test scenes: truth, best teacher, student."""
+    total = min(len(scenes_train), _TRAIN + _HELD_OUT)
+    train = total - total // 4
+    if total < 8:
+        raise ValueError(f"{total} training scenes are too few to train heads for pictures")
+    learnt = np.array(scenes_train.images[:total])
+    looked_at = np.array(scenes_test.images[chosen])
+    stored = []
+    for model in readers:
+        seen = extract(model.encoder, learnt, size, device).dense
+        asked = extract(model.encoder, looked_at, size, device).dense
+        if seen is not None and asked is not None:
+            stored.append((model, seen, asked))
+
+    def cells(
+        labels: Tensor,
+        truth: NDArray,
+        fitted: Callable[[Tensor, Tensor], LinearHead],
+        predicted: Callable[[LinearHead, Tensor], Tensor],
+        score: Callable[[Tensor, Tensor], float],
+        colour: Callable[[NDArray], NDArray[np.uint8]],
+    ) -> Cells:
+        best: tuple[float, str, Tensor] | None = None
+        ours: Cells = []
+        for model, seen, asked in stored:
+            head = fitted(seen[:train], labels[:train])
+            answer = predicted(head, asked)
+            if model.role == "teacher":
+                value = score(predicted(head, seen[train:]), labels[train:])
+                if best is None or value > best[0]:
+                    best = value, model.name, answer
+            else:
+                ours.append((model.name, _each(colour, answer.numpy())))
+        theirs = [(best[1], _each(colour, best[2].numpy()))] if best else []
+        return [("truth", _each(colour, truth)), *theirs, *ours]
+
+    pixels = looked_at.shape[-2], looked_at.shape[-1]
+    return {
+        "Segmentation": cells(
+            torch.from_numpy(np.array(scenes_train.segmentation[:total])).long(),
+            np.array(scenes_test.segmentation[chosen]),
+            lambda x, y: train_segmentation(x, y, _CLASSES, schedule=_SCHEDULE, device=device),
+            lambda head, x: predict_segmentation(head, x, pixels, device),
+            lambda answer, truth: mean_iou(confusion(answer, truth, _CLASSES)),
+            colour_classes,
+        ),
+        "Depth": cells(
+            torch.from_numpy(np.array(scenes_train.depth[:total])).float(),
+            np.array(scenes_test.depth[chosen]),
+            lambda x, y: train_depth(x, y, schedule=_SCHEDULE, device=device),
+            lambda head, x: predict_depth(head, x, pixels, device),
+            lambda answer, truth: -rmse(answer, truth),
+            lambda depth: colour_depth(depth, NEAR, FAR),
+        ),
+    }
+
+
+def _masks(
+    readers: Sequence[ProbedModel],
+    teachers: Mapping[str, SpaceOwner],
+    pictures: NDArray[np.uint8],
+    prompts: Prompts,
+    size: int,
+    device: torch.device | str,
+) -> dict[str, Cells]:
+    """The mask of each image's prompt: the truth, the decoder's own teacher, the student."""
+    owner = next((n for n, teacher in teachers.items() if teacher.mask_decoder is not None), None)
+    if owner is None:
+        return {}
+    points = [(int(x), int(y)) for x, y in prompts.point]
+
+    def drawn(masks: NDArray) -> NDArray[np.uint8]:
+        each = zip(pictures, masks, points, strict=True)
+        return np.stack([overlay_mask(picture, mask, point) for picture, mask, point in each])
+
+    cells = [("truth", drawn(prompts.mask.numpy()))]
+    images = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    for model in readers:
+        if owner not in model.to_space or (model.role == "teacher" and model.name != owner):
+            continue
+        given = extract(model.encoder, images, size, device).only(("dense",))
+        if given.dense is None:
+            continue
+        dense = apply_space(model.to_space[owner], given, device).dense
+        if dense is not None:
+            cells.append((model.name, drawn(_decoded(dense, teachers[owner], prompts, device))))
+    return {"Mask from a point": cells}
+
+
+@torch.no_grad()
+def _decoded(
+    dense: Tensor, teacher: SpaceOwner, prompts: Prompts, device: torch.device | str
+) -> NDArray:
+    """Masks (N, S, S) bool of one point an image: of the decoder's three, the one it holds best."""
+    side = prompts.mask.shape[-1]
+    grid = side // teacher.stride
+    frame = grid * teacher.stride
+    points = (prompts.point.float() + 0.5) * (frame / side) - 0.5
+    maps = resize_grid(dense.to(device), (grid, grid))
+    logits, quality = teacher.mask_decoder(maps, points[:, None].to(device), frame)
+    best = logits[torch.arange(len(logits)), 0, quality[:, 0].argmax(-1)]
+    inside = F.interpolate(best[:, None].float(), (side, side), mode="bilinear") > 0
+    return inside[:, 0].cpu().numpy()
+
+
+def _each(colour: Callable[[NDArray], NDArray[np.uint8]], maps: NDArray) -> NDArray[np.uint8]:
+    return np.stack([colour(one) for one in maps])
+
+
+def _write(groups: Mapping[str, Cells], captions: Sequence[str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [(group, title) for group, cells in groups.items() for title, _ in cells]
+    rows = []
+    for number, caption in enumerate(captions):
+        pictures = [cell[1][number] for cells in groups.values() for cell in cells]
+        cells = []
+        for place, ((group, title), picture) in enumerate(zip(columns, pictures, strict=True)):
+            # Named by place: a model's name may hold anything.
+            file = f"scene{number}-{place:02d}.png"
+            filtered = Image.Resampling.NEAREST if len(picture) < _SIDE else Image.Resampling.BOX
+            shown = Image.fromarray(picture).resize((_SIDE, _SIDE), filtered)
+            shown.save(folder / file, optimize=True)
+            cells.append({"title": title, "group": group, "file": file})
+        rows.append({"caption": caption, "cells": cells})
+    kinds = zip(("background", *KINDS), CLASS_COLOURS, strict=True)
+    content = {
+        "columns": [f"{group}: {title}" for group, title in columns],
+        "rows": rows,
+        "legends": {
+            "Segmentation": [{"name": name, "colour": colour} for name, colour in kinds],
+            "Depth": [{"name": "near", "colour": "#fee838"}, {"name": "far", "colour": "#00224e"}],
+        },
+    }
+    (folder / "pictures.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
