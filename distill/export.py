@@ -92,7 +92,8 @@ def model_card(student: Student, spaces: Spaces, origin: Origin) -> str:
     reached = ", ".join(f"`{teacher}`" for teacher, _ in spaces.routes())
     data = ", ".join(f"{name} (`{source}`)" for name, source in origin.data.items())
     dense = (
-        "patch tokens after the final\nnorm, `model.forward_features(x)[:, model.num_prefix_tokens:]`"
+        "patch tokens after the final norm,\n"
+        "`model.forward_features(x)[:, model.num_prefix_tokens:]`"
         if hasattr(student.model, "num_prefix_tokens")
         else "the map after the final norm,\n`model.head.norm(model.forward_features(x))`"
     )

@@ -100,7 +100,7 @@ class Scenes:
     def _draw(self, folder: Path) -> None:
         n, s = self.count, self.size
 
-        def create(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        def create(name: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
             path = folder / f"{name}.npy"
             return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
