@@ -1,0 +1,24 @@
+"""Images for training: sources, deterministic views of them, and the loader of batches.
+
+sources -> order (which sample stands at a position) -> views (what is cut out of it) -> loader
+(batches of uint8 pixels) -> photometrics (colours, on the device).
+"""
+
+from distill.data.loader import Batch, batches
+from distill.data.photometrics import photometrics
+from distill.data.sources import BadSample, Source, check_source, open_source
+from distill.data.views import View, ViewPolicy, cut, draw_view
+
+__all__ = [
+    "BadSample",
+    "Batch",
+    "Source",
+    "View",
+    "ViewPolicy",
+    "batches",
+    "check_source",
+    "cut",
+    "draw_view",
+    "open_source",
+    "photometrics",
+]
