@@ -92,9 +92,7 @@ class RunFolder:
     def checkpointed(self, stage: str) -> set[str]:
         """Names of the students in a stage's newest whole checkpoint."""
         found = newest_checkpoint(self.path / stage / "checkpoint")
-        if found is None:
-            return set()
-        return {name.removesuffix(".weights.safetensors") for name in found[1]["files"]}
+        return set() if found is None else set(found.students)
 
     def teachers_of(self, student: str) -> dict[str, dict[str, Any]]:
         """What an exported student says of its teachers."""

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,13 +18,8 @@ from distill.engine.learner import Trainee
 KEPT = 2
 
 
-def save_checkpoint(
-    folder: Path, step: int, trainees: Iterable[Trainee], about: dict[str, Any]
-) -> None:
-    """Write `folder`/step-N beside and rename it; drop all but the newest two.
-
-    `about` is put into state.json; what `load_checkpoint` gives back.
-    """
+def save_checkpoint(folder: Path, step: int, trainees: Iterable[Trainee]) -> None:
+    """Write `folder`/step-N beside and rename it; drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     beside, final = folder / f".step-{step}", folder / f"step-{step:09d}"
     shutil.rmtree(beside, ignore_errors=True)
@@ -36,8 +31,7 @@ def save_checkpoint(
             save_file(tensors, beside / name)
             sums[name] = _digest(beside / name)
             _sync(beside / name)
-    state = {"step": step, "files": sums, **about}
-    (beside / "state.json").write_text(json.dumps(state, indent=2))
+    (beside / "state.json").write_text(json.dumps({"step": step, "files": sums}, indent=2))
     _sync(beside / "state.json")
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
@@ -46,13 +40,23 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files are all there and unharmed, and its state.json."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder, the steps that are done, the students in it."""
+
+    path: Path
+    step: int
+    students: frozenset[str]
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are all there and unharmed."""
     for path in _found(folder):
         try:
             state = json.loads((path / "state.json").read_text())
             if all(_digest(path / name) == digest for name, digest in state["files"].items()):
-                return path, state
+                names = frozenset(name.rsplit(".", 2)[0] for name in state["files"])
+                return Checkpoint(path, state["step"], names)
         except (OSError, ValueError, KeyError):
             continue
     return None

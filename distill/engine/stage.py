@@ -59,15 +59,14 @@ class Stage:
         self.autocast = _autocast_dtype(self.config.train.precision, self.device)
 
     def train(self, plans: list[StudentPlan]) -> list[Trainee]:
-        """Train these students together, going on from the newest checkpoint if there is one."""
+        """Train these students together, going on from the newest checkpoint if it is theirs."""
         found = newest_checkpoint(self.folder / "checkpoint")
         trainees = [self._prepare(plan) for plan in plans]
         first = 0
-        if found is not None:
-            path, state = found
-            first = state["step"]
+        if found is not None and all(plan.name in found.students for plan in plans):
+            first = found.step
             for trainee in trainees:
-                load_trainee(path, trainee)
+                load_trainee(found.path, trainee)
             self._share_normalisers(trainees, restore=True)
         else:
             self._calibrate_normalisers()
@@ -204,7 +203,7 @@ class Stage:
 
     def _save(self, step: int, trainees: list[Trainee]) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder / "checkpoint", step, trainees, {"stage": self.name})
+            save_checkpoint(self.folder / "checkpoint", step, trainees)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()

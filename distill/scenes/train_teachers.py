@@ -394,7 +394,7 @@ def _affinity(embedding: Tensor, instances: Tensor, scale: Tensor, shift: Tensor
 TRAINERS = {
     "dinov2-tiny": (train_dinov2, 2600, 64),
     "siglip-tiny": (train_siglip, 2400, 112),
-    "sam-tiny": (train_sam, 1800, 48),
+    "sam-tiny": (train_sam, 1000, 48),
 }
 
 
