@@ -43,13 +43,14 @@ class TransformersTeacher(Teacher):
             return TeacherInfo(spec, fetched=False, source=checkpoint.source)
         fields = files.read_config(checkpoint)
         cls._check_model_type(spec, fields["model_type"])
-        preprocessor = files.read_preprocessor(checkpoint)
-        mean, std = files.pixel_statistics(checkpoint, preprocessor)
+        preprocessor, mean, std = files.read_preprocessor(checkpoint), None, None
+        if preprocessor or checkpoint.fetched:
+            mean, std = files.pixel_statistics(checkpoint, preprocessor)
         config = build_config(checkpoint, fields)
         geometry = cls.geometry(config, preprocessor)
         given = {"summary": geometry.summary_dim, "dense": geometry.dense_dim}
         if not any(given[kind] for kind in spec.tokens):
-            raise UserError(f"{spec.weights}: has no {' or '.join(spec.tokens)}; tokens: [dense]")
+            raise UserError(f"{spec.weights}: gives no summary; set tokens to [dense]")
         if checkpoint.fetched:
             shapes = files.weight_shapes(checkpoint)
             vision = {name: shape for name, shape in shapes.items() if cls.is_vision_weight(name)}
