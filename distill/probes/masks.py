@@ -1,0 +1,125 @@
+"""Promptable masks: a model's dense features in SAM's space, through SAM's own frozen decoder.
+
+Protocol (single-point evaluation of Kirillov et al., arXiv 2304.02643, section 7.1): one positive
+point for each visible object, at its most interior pixel (the maximum of the distance to whatever
+is not the object); of the three masks the one with the highest predicted IoU; bilinear to the
+image, above 0 is inside. Mean over objects of the IoU with the visible mask. Objects with fewer
+than 16 visible pixels in a 64-pixel image (in proportion to the area at other sizes) are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.probes.models import NothingToScore
+from students.features import resize_grid
+
+LEAST_SHARE = 16 / 64**2
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Q points with their objects: `image` (Q,) int64 row, `point` (Q, 2) int64 x and y in pixels,
+    `mask` (Q, S, S) bool. Sorted by image."""
+
+    image: Tensor
+    point: Tensor
+    mask: Tensor
+
+
+def squared_distance(mask: Tensor) -> Tensor:
+    """(N, H, W) int32: squared Euclidean distance, in pixels, to the nearest pixel outside.
+
+    Mask (N, H, W) bool; whatever is beyond the image is outside. Exact, in two passes
+    (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012): along columns, then the minimum
+    over the columns that can still be nearer.
+    """
+    height = mask.shape[1]
+    padded = F.pad(mask, (1, 1, 1, 1))
+    at = torch.arange(height + 2, dtype=torch.int32)[None, :, None]
+    outside_above = torch.where(padded, -1, at).cummax(1).values
+    outside_below = torch.where(padded, height + 2, at).flip(1).cummin(1).values.flip(1)
+    column = torch.minimum(at - outside_above, outside_below - at).to(torch.int32)
+    best = column.square()
+    for step in range(1, int(column.max())):
+        beside = column.square() + step**2
+        best[:, :, step:] = torch.minimum(best[:, :, step:], beside[:, :, :-step])
+        best[:, :, :-step] = torch.minimum(best[:, :, :-step], beside[:, :, step:])
+    return best[:, 1:-1, 1:-1]
+
+
+def object_prompts(instances: Tensor) -> Prompts:
+    """A point in every object of instances (N, S, S), 0 the background, that is visible enough.
+
+    Of equally interior pixels the first in reading order is taken.
+    """
+    size = instances.shape[-1]
+    images, points, masks = [], [], []
+    for number in range(1, int(instances.max()) + 1):
+        mask = instances == number
+        # `max` only so that a tiny image does not prompt for objects that are not there.
+        rows = (mask.flatten(1).sum(1) >= max(1.0, LEAST_SHARE * size * size)).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        mask = mask[rows]
+        place = torch.cat([squared_distance(p).flatten(1).argmax(1) for p in mask.split(256)])
+        images.append(rows)
+        points.append(torch.stack([place % size, place // size], 1))
+        masks.append(mask)
+    if not images:
+        none = torch.zeros(0, dtype=torch.int64)
+        return Prompts(none, none.view(0, 1).expand(0, 2), torch.zeros(0, size, size).bool())
+    image = torch.cat(images)
+    order = image.argsort(stable=True)
+    return Prompts(image[order], torch.cat(points)[order], torch.cat(masks)[order])
+
+
+@torch.no_grad()
+def mask_iou(
+    dense: Tensor,
+    prompts: Prompts,
+    decoder: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    stride: int,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Mean IoU in percent over objects, of dense (N, h, w, D) in the decoder's own space.
+
+    `decoder(dense, points, size)` is a teacher's MaskDecoder and `stride` that teacher's pixels per
+    patch; dense maps are first brought to the grid that the teacher has at the images' size.
+
+    Raises:
+        NothingToScore: if there are no prompts.
+    """
+    size = prompts.mask.shape[-1]
+    if not len(prompts.image):
+        raise NothingToScore("no object is visible enough to be pointed at")
+    grid = size // stride
+    frame = grid * stride
+    # Pixel centres of the image, as pixel indices of SAM's frame.
+    points = (prompts.point.float() + 0.5) * (frame / size) - 0.5
+    counts = torch.bincount(prompts.image, minlength=len(dense))
+    first = counts.cumsum(0) - counts
+    overlaps = []
+    for number in range(1, int(counts.max()) + 1):  # images with as many objects go together
+        for images in (counts == number).nonzero()[:, 0].split(_BATCH):
+            rows = first[images][:, None] + torch.arange(number)
+            maps = resize_grid(dense[images].to(device), (grid, grid))
+            logits, quality = decoder(maps, points[rows].to(device), frame)
+            best = quality.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
+            chosen = logits.gather(2, best)[:, :, 0].float()
+            inside = F.interpolate(chosen, (size, size), mode="bilinear", align_corners=False) > 0
+            overlaps.append(_iou(inside.cpu(), prompts.mask[rows]).flatten())
+    return 100 * float(torch.cat(overlaps).mean())
+
+
+def _iou(predicted: Tensor, truth: Tensor) -> Tensor:
+    """IoU over the last two axes; the truth is never empty."""
+    both = (predicted & truth).sum((-1, -2))
+    return both / (predicted | truth).sum((-1, -2))

@@ -1,0 +1,63 @@
+"""What a probe is given: an encoder, who it is, and the spaces that it reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from students.features import Features
+from students.pixels import Size
+
+ROLES = ("untrained", "teacher", "proxy", "student")
+"""In the order in which tables show them."""
+
+
+class Encoder(Protocol):
+    """Anything that makes Features of pixels: a teacher, a proxy or a student."""
+
+    def __call__(self, pixels: Tensor, size: Size | None = None) -> Features:
+        """Features of pixels (B, 3, H, W), RGB in [0, 1], resized to `size` by the encoder."""
+
+
+class SpaceOwner(Protocol):
+    """What probes use of a teacher beside its features: its stride and its further heads."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels per dense token."""
+
+    @property
+    def text_tower(self) -> Any:
+        """Texts to (N, D) L2-normalised, comparable with its summaries; or None."""
+
+    @property
+    def mask_decoder(self) -> Any:
+        """(dense, points, size) to mask logits and predicted IoU; or None."""
+
+
+@dataclass
+class ProbedModel:
+    """A model under validation.
+
+    `role` is one of ROLES; `stage` is "" for a teacher. `to_space[teacher]` maps this model's
+    features to that teacher's own space, channels and scale (a teacher maps itself by identity);
+    it holds only the teachers that the model reaches.
+    """
+
+    name: str
+    role: str
+    stage: str
+    seed: int
+    encoder: Encoder
+    to_space: Mapping[str, Callable[[Features], Features]] = field(default_factory=dict)
+
+
+class NothingToScore(ValueError):  # noqa: N818  (as below)
+    """A test split without a single item that the metric could score; the message says which."""
+
+
+class CannotProbe(Exception):  # noqa: N818  (an answer, not an error: it becomes a row's reason)
+    """A model that lacks what a task needs; the message is the reason, for the result's row."""
