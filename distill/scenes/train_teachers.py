@@ -146,7 +146,9 @@ def preprocessor(kind: str, statistics: tuple, size: dict, **more: object) -> di
     }
 
 
-def train_dinov2(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[dict]:
+def train_dinov2(
+    scenes: Scenes, steps: int, batch: int, folder: Path, start: Path | None
+) -> list[dict]:
     """Dense specialist: what and how far, at every patch."""
     from transformers import Dinov2Config, Dinov2Model
 
@@ -157,7 +159,8 @@ def train_dinov2(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[d
         patch_size=PATCH,
         image_size=64,
     )
-    model = Dinov2Model(config)
+    model = Dinov2Model.from_pretrained(start) if start else Dinov2Model(config)
+    model = model.float().train()
     classes = nn.Linear(WIDTH, len(KINDS) + 1)
     distance = nn.Linear(WIDTH, 1)
     coarse = nn.Linear(WIDTH, 16)
@@ -210,7 +213,9 @@ def tokenizer():
     )
 
 
-def train_siglip(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[dict]:
+def train_siglip(
+    scenes: Scenes, steps: int, batch: int, folder: Path, start: Path | None
+) -> list[dict]:
     """Meaning specialist: which caption goes with which image."""
     from transformers import SiglipConfig, SiglipModel
 
@@ -229,10 +234,12 @@ def train_siglip(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[d
         },
         vision_config={**shared, "num_hidden_layers": DEPTH, "patch_size": PATCH, "image_size": 64},
     )
-    model = SiglipModel(config)
-    with torch.no_grad():  # the paper's start: temperature 10, bias -10
-        model.logit_scale.fill_(math.log(10.0))
-        model.logit_bias.fill_(-10.0)
+    model = SiglipModel.from_pretrained(start) if start else SiglipModel(config)
+    model = model.float().train()
+    if start is None:
+        with torch.no_grad():  # the paper's: temperature 10, bias -10
+            model.logit_scale.fill_(math.log(10.0))
+            model.logit_bias.fill_(-10.0)
     sentences = [caption(scenes.parameters, row) for row in range(len(scenes))]
     ids = torch.tensor(
         words(sentences, padding="max_length", max_length=TEXT_LENGTH, truncation=True)["input_ids"]
@@ -256,7 +263,9 @@ def train_siglip(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[d
     return log
 
 
-def train_sam(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[dict]:
+def train_sam(
+    scenes: Scenes, steps: int, batch: int, folder: Path, start: Path | None
+) -> list[dict]:
     """Object specialist: the mask of whatever is pointed at, whatever it is."""
     from transformers import SamConfig, SamModel
 
@@ -282,7 +291,8 @@ def train_sam(scenes: Scenes, steps: int, batch: int, folder: Path) -> list[dict
             "iou_head_hidden_dim": inner,
         },
     )
-    model = SamModel(config)
+    model = SamModel.from_pretrained(start) if start else SamModel(config)
+    model = model.float().train()
     temperature = nn.Parameter(torch.tensor(1.6))
     threshold = nn.Parameter(torch.tensor(-2.0))
     everything = nn.ModuleList([model])
@@ -374,21 +384,27 @@ def _dice(share: Tensor, truth: Tensor) -> Tensor:
 
 
 def _affinity(embedding: Tensor, instances: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Cross-entropy of "same object" from the cosine of two patches (background is one object)."""
+    """Cross-entropy of "same object" from the cosine of two patches, less the batch's mean patch.
+
+    Pairs of two objects' patches count as much as all pairs with the background together: they are
+    few, and telling two objects apart is the harder half.
+    """
     side = embedding.shape[-1]
     votes = F.one_hot(instances, MAX_SHAPES + 1).permute(0, 3, 1, 2).float()
     share, owner = F.adaptive_avg_pool2d(votes, side).flatten(2).max(1)
-    f = F.normalize(embedding.float().flatten(2), dim=1)
+    f = embedding.float().flatten(2)
+    f = F.normalize(f - f.mean((0, 2), keepdim=True), dim=1)
     cosine = f.transpose(1, 2) @ f
     same = (owner[:, :, None] == owner[:, None, :]).float()
     sure = (share > 0.6).float()
-    weight = sure[:, :, None] * sure[:, None, :]
-    # Pairs of background patches are most of all pairs and the easiest.
-    weight = weight * torch.where((owner == 0)[:, :, None] & (owner == 0)[:, None], 0.1, 1.0)
+    both = sure[:, :, None] * sure[:, None, :]
+    objects = both * ((owner > 0)[:, :, None] & (owner > 0)[:, None, :])
+    ground = both * ((owner > 0)[:, :, None] ^ (owner > 0)[:, None, :])
     loss = F.binary_cross_entropy_with_logits(
         cosine * scale.exp().clamp(max=30) + shift, same, reduction="none"
     )
-    return (loss * weight).sum() / weight.sum()
+    pairs = [(loss * part).sum() / part.sum().clamp_min(1) for part in (objects, ground)]
+    return pairs[0] + 0.5 * pairs[1]
 
 
 TRAINERS = {
@@ -405,6 +421,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=16_384)
     parser.add_argument("--steps", type=int, help="default: each teacher's own number")
+    parser.add_argument("--start", type=Path, help="go on from the weights in this folder")
     args = parser.parse_args()
     scenes = Scenes(args.scenes, 128, seed=1)
     for name in args.names:
@@ -413,8 +430,11 @@ def main() -> None:
         torch.manual_seed(0)
         folder = args.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        log = trainer(scenes, steps, batch, folder)
+        start = args.start / name if args.start else None
+        log = trainer(scenes, steps, batch, folder, start)
         lines = [json.dumps(line) for line in log]
+        if start is not None:  # the log of a second round stands below that of the first
+            lines = [*(start / "training.jsonl").read_text().splitlines(), *lines]
         (folder / "training.jsonl").write_text("\n".join(lines) + "\n")
 
 
