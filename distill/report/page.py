@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from distill.report.contents import RunContents
 from distill.report.curves import charts
@@ -30,7 +31,7 @@ def write_report(run_dir: Path) -> Path:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "size": file_size}
+    environment.filters |= {"count": count, "size": file_size, "breakable": breakable}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
         facts=_facts(run.environment),
@@ -58,6 +59,11 @@ def file_size(size: int) -> str:
         if size >= base:
             return f"{size / base:.3g} {unit}"
     return f"{size} B"
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may be broken over lines after each slash."""
+    return Markup("/<wbr>").join(name.split("/"))
 
 
 def duration(seconds: float) -> str:

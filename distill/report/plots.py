@@ -190,7 +190,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= 3:
             every = math.ceil(len(ticks) / 6)
             return ticks[::every]
-    return _ticks(10**low, 10**high, 4)
+    return _ticks(10**low, 10**high, 7)
 
 
 def _number(value: float) -> str:

@@ -1,5 +1,6 @@
 """The report in a real browser: headless Chromium, on a desk and on a phone."""
 
+import base64
 import json
 import os
 import shutil
@@ -67,8 +68,6 @@ def look(browser, report: Path, width: int, scheme: str = "light"):
     if folder := os.environ.get("DISTILL_SCREENSHOTS"):
         everything = {"captureBeyondViewport": True}
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", everything)["data"]
-        import base64
-
         (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(shot))
 
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import fake_run
 import pytest
 
-from distill.report.page import count, duration, file_size, write_report
+from distill.report.page import breakable, count, duration, file_size, write_report
 from students.errors import UserError
 
-VOID = {"meta", "link", "img", "br", "hr"}
+VOID = {"meta", "link", "img", "br", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -165,6 +165,10 @@ def test_pictures_outside_the_run_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"secret\.png"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def test_names_break_after_slashes_and_stay_escaped():
+    assert breakable("stage/<b>") == "stage/<wbr>&lt;b&gt;"
 
 
 def test_numbers_for_readers():
