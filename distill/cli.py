@@ -109,7 +109,8 @@ class _Version(argparse.Action):
             found = version("distill-workbench")
         except PackageNotFoundError:  # a checkout that nobody has installed
             found = "(not installed)"
-        parser.exit(message=f"distill {found}\n")
+        print(f"distill {found}")
+        parser.exit()
 
 
 def _run(arguments: argparse.Namespace) -> None:

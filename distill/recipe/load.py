@@ -178,7 +178,7 @@ def _resolved(node: Any, path: str, problems: list[str], depth: int = 0) -> Any:
 
 
 def _override(config: DictConfig, override: str, problems: list[str]) -> None:
-    key, equals, _ = override.partition("=")
+    key, equals, text = override.partition("=")
     if not (key and equals):
         problems.append(f"{override!r}: an override is written key=value")
         return
@@ -193,8 +193,9 @@ def _override(config: DictConfig, override: str, problems: list[str]) -> None:
         return
     try:
         config.merge_with_dotlist([override])
-    except OmegaConfBaseException as error:
-        problems.append(f"{key}: {str(error).splitlines()[0]}")
+    except OmegaConfBaseException:  # a list where a mapping is, or the reverse: build says so
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        OmegaConf.update(config, key, value["value"], merge=False)  # type: ignore[index, call-overload]
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         problems.append(f"{key}: no YAML value ({reason}); text with signs goes in quotes")

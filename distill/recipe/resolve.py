@@ -134,9 +134,9 @@ def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
             for line in wrong
         ]
     found += wrong
-    for size in sizes:
+    for size in sizes if not wrong else ():
         for name, teacher in result.teachers.items():
-            fault = size_error(teacher, size) if size > 0 else None
+            fault = size_error(teacher, size)
             if fault:
                 found.append(f"validate.sizes: {join('teachers', name)}: {fault}")
 

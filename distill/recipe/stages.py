@@ -32,7 +32,6 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
     for student_name, student in stage.students.items():
         _student(recipe, name, student_name, student, result)
     mine = {n: result.students.get(f"{name}/{n}") for n in stage.students}
-    found += no_multiples(f"{path}.image_sizes", stage.image_sizes, mine)
     used = {t for s in stage.students.values() for t in s.teachers}
     order = list(recipe.stages)
     learners = {
@@ -45,9 +44,10 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
             f"{path}.teacher_sizes: no teacher of this stage is an earlier stage's student; "
             "the sizes of the others are teachers.NAME.sizes"
         )
+    # Earlier students are shown the same sizes as these, unless there are some for them.
+    shown = mine if stage.teacher_sizes else mine | learners
+    found += no_multiples(f"{path}.image_sizes", stage.image_sizes, shown)
     found += no_multiples(f"{path}.teacher_sizes", stage.teacher_sizes, learners)
-    if not stage.teacher_sizes:
-        found += no_multiples(f"{path}.image_sizes", stage.image_sizes, learners)
     found += _loss(recipe, f"{path}.loss", stage.loss, sorted(used))
     train = stage.train
     if train.min_lr > train.lr:
@@ -113,7 +113,7 @@ def _new(
         hint = did_you_mean(config.arch, timm.list_models())
         found.append(f"{path}.arch: unknown architecture {config.arch!r}{hint}")
         return None
-    size = next(iter(stage.image_sizes), 224)
+    size = next((size for size in stage.image_sizes if size > 0), 224)
     try:
         return describe_student(config.arch, size=size, overrides=config.model)
     except UserError as error:
@@ -199,7 +199,8 @@ def _loss(recipe: Recipe, path: str, loss: LossConfig, teachers: list[str]) -> l
         return [f"{path}: no term has a weight; give one, as in dense: {{cosine: 1.0}}"]
     for teacher in teachers:
         given = tokens_of(recipe, teacher)
-        if not used & set(given):
+        faulty = not given or set(given) - set(TOKEN_KINDS)  # which is said at the teacher
+        if not faulty and not used & set(given):
             found.append(
                 f"{path}: nothing is learnt from {teacher!r}, which gives {', '.join(given)} "
                 f"only; the loss has terms for {', '.join(sorted(used))}"
