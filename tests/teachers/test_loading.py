@@ -410,3 +410,9 @@ def test_hub_id_with_its_configuration_alone(kind, hub, checkpoint):
     assert info.parameters == whole.parameters
     with pytest.raises(UserError, match="hf download org/name"):
         load_teacher(spec)
+
+
+def test_hub_id_without_its_preprocessor_is_not_all_there(hub, checkpoint):
+    folder, _ = checkpoint("dinov2")
+    weights = into_cache(hub, folder, "config.json", "model.safetensors")
+    assert not describe_teacher(TeacherSpec("dinov2", weights)).fetched
