@@ -21,7 +21,7 @@ _PNG_GREY = (8, 0)
 def read_image(path: Path) -> Tensor:
     """The first picture in a file: (3, H, W) uint8 RGB, turned as its EXIF orientation says.
 
-    Transparency is laid over white. 16-bit values keep their high part (v / 257). Of an animation
+    Transparency is laid over white. 16-bit values are scaled to 8 bits. Of an animation
     only the first frame is read.
 
     Raises:

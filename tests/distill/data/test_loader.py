@@ -146,8 +146,8 @@ def test_nothing_but_bad_samples_is_one_clear_line(n, tries, workers):
 
 
 def test_one_good_sample_of_eleven_is_found():
-    got = load({"a": (Plain(11, bad=range(1, 11)), 1.0)}, steps=1)
-    assert set(got[0].names) == {"a/i0"}
+    got = load({"a": (Plain(11, bad=range(10)), 1.0)}, steps=1)
+    assert set(got[0].names) == {"a/i10"}
 
 
 def test_a_mistake_is_said_at_once(sources):

@@ -79,6 +79,15 @@ def test_crops_have_the_distribution_of_torchvisions():
         assert np.abs(cdf[0] - cdf[1]).max() < 1.95 * np.sqrt(2 / n), name
 
 
+def test_aspects_are_log_uniform():
+    n = 2000
+    boxes = np.array([v.box for v in views("eupe", n, size=(1000, 1000), scale=(0.25, 0.25))])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert np.abs(width * height / 250_000 - 1).max() < 0.003
+    place = (np.sort(np.log(width / height)) / np.log(4 / 3) + 1) / 2  # uniform in 0 to 1
+    assert np.abs(place - (np.arange(n) + 0.5) / n).max() < 1.95 / np.sqrt(n)
+
+
 def test_an_image_too_long_for_any_crop_gives_its_centre():
     # torchvision's fallback: the nearest legal aspect, centred.
     assert draw_view("eupe", (0.9, 1.0), 0, 0, 0, (10, 400)).box == (193, 0, 206, 10)
