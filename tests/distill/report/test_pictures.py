@@ -74,7 +74,7 @@ def drawn(scenes, tmp_path_factory):
     ]
     start = time.process_time()
     draw_pictures(models, teachers, *scenes, SIZE, folder, "cpu")
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 20  # seconds of one core, first imports included
     return folder, json.loads((folder / "pictures.json").read_text())
 
 
