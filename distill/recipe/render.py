@@ -20,16 +20,16 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH_WITHOUT_TERMINAL)
-    console.print(Text(to_yaml(plan.recipe)))
+    console.print(Text(to_yaml(plan.recipe)), soft_wrap=True)  # a broken line is other YAML
     console.print(_teachers(plan))
     for stage in plan.stages:
         console.print()
-        console.print(Text(_headline(stage, plan.images)))
+        console.print(Text(_headline(stage, plan.images)), soft_wrap=True)
         console.print(_students(stage))
     if plan.notes:
         console.print()
     for note in plan.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(Text(f"note: {note}"), soft_wrap=True)
 
 
 def _teachers(plan: Plan) -> Table:

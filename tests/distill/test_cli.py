@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -112,10 +111,8 @@ def test_help_has_examples_and_waits_for_no_library(capsys):
         "import sys, distill.cli as c; c.main(['--help']); "
         "sys.exit([m for m in ('torch', 'omegaconf', 'rich', 'timm') if m in sys.modules] or 0)"
     )
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.perf_counter() - began < 5  # about 0.1 s on a machine that does nothing else
 
 
 def test_version(capsys):

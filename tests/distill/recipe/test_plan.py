@@ -4,6 +4,7 @@ from io import StringIO
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from distill.engine.learner import build_learner
@@ -107,10 +108,11 @@ def test_a_recipe_with_problems_has_no_plan(tiny):
 
 
 def test_the_print_says_it_all_and_takes_names_literally(tiny):
-    tiny["export"] = {"author": "[bold]me[/bold]"}
+    tiny["export"] = {"author": "[bold]me[/bold]", "licence": "word " * 60}
     stream = StringIO()
     print_plan(plan(from_dict(tiny)), Console(file=stream, width=80))
     text = stream.getvalue()
+    assert OmegaConf.create(text[: text.index("\nteacher ")]).export == tiny["export"]
     assert "author: '[bold]me[/bold]'" in text
     assert "stage proxy: 6 steps of 4 = 24 images, 1.5 epochs over 16; sizes 32; memory" in text
     assert "a rough estimate" in text

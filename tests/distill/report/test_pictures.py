@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -72,9 +71,7 @@ def drawn(scenes, tmp_path_factory):
             "multires/vit untrained", "untrained", "multires", 0, FakeEncoder(scenes), reach
         ),
     ]
-    start = time.process_time()
     draw_pictures(models, teachers, *scenes, SIZE, folder, "cpu")
-    assert time.process_time() - start < 20  # seconds of one core, first imports included
     return folder, json.loads((folder / "pictures.json").read_text())
 
 
