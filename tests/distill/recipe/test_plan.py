@@ -108,7 +108,7 @@ def test_a_recipe_with_problems_has_no_plan(tiny):
 
 
 def test_the_print_says_it_all_and_takes_names_literally(tiny):
-    tiny["export"] = {"author": "[bold]me[/bold]", "licence": "word " * 60}
+    tiny["export"] = {"author": "[bold]me[/bold]", "licence": "long" * 60}
     stream = StringIO()
     print_plan(plan(from_dict(tiny)), Console(file=stream, width=80))
     text = stream.getvalue()
