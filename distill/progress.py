@@ -61,6 +61,8 @@ class Progress:
     def __init__(self, shown: bool = True, console: Console | None = None):
         self.shown = shown
         self.console = console or Console()
+        if not self.console.is_terminal:  # a file or a pipe has no width to keep to
+            self.console = console or Console(width=160)
         self.bars: RichProgress | None = None
 
     @contextmanager

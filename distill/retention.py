@@ -304,7 +304,7 @@ def render_terminal(table: Table) -> TerminalTable:
     """The table for a terminal: a line a figure and a column a model, the best score in bold."""
     models = dict.fromkeys((row.model, row.role) for row in table.rows)
     out = TerminalTable(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    out.add_column("")
+    out.add_column("", no_wrap=True)
     for model, role in models:
         # Names may hold brackets, which rich would read as markup; a long one breaks at "/".
         out.add_column(Text(f"{model.replace('/', '/ ')}\n{role}"), justify="right")

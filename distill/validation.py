@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from distill.engine.learner import (
     StudentPlan,
     build_learner,
-    first_architecture,
+    origin_of,
     planned_students,
 )
 from distill.engine.targets import widths
@@ -54,7 +54,7 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
     runner.folder.write_validation(recipe, rows, untrained_of)
     world = World(sizes[0], config.train, config.test, config.seed)
     draw_pictures(
-        [model for model in models if model.role != "untrained"],
+        list({model.name: model for model in reversed(models)}.values())[::-1],
         teachers,
         world.test,
         world.train,
@@ -77,68 +77,51 @@ def probed_models(
         ProbedModel(name, "teacher", "", recipe.seed, teacher, {name: lambda features: features})
         for name, teacher in teachers.items()
     ]
-    untrained: dict[str, ProbedModel] = {}
+    fresh: dict[tuple[tuple[str, str], int], ProbedModel] = {}
     untrained_of: dict[str, str] = {}
     for stage in config.stages or recipe.stages:
         for plan in planned_students(recipe, stage):
             folder = runner.folder.path / stage / plan.name
-            student, name = (
-                load_student(folder).to(runner.accelerator.device),
-                f"{stage}/{plan.name}",
-            )
-            proxy = first_architecture(recipe, plan.config).proxy
-            before = _untrained(recipe, plan, student, teachers)
-            before = untrained.setdefault(before.name, before)
-            untrained_of[name] = before.name
+            student, name = load_student(folder), f"{stage}/{plan.entry}"
+            student.to(runner.accelerator.device).eval().requires_grad_(False)
+            origin, entry = origin_of(recipe, plan)
+            # Students of one architecture and seed start from the same weights.
+            same = student.arch, repr(student.arguments)
+            called = next((m.name for key, m in fresh.items() if key[0] == same), None)
+            if (same, plan.seed) not in fresh:
+                fresh[same, plan.seed] = _untrained(
+                    called or f"untrained {origin}", recipe, plan, student, teachers
+                )
+            untrained_of[name] = fresh[same, plan.seed].name
             spaces = Spaces.load(folder)
             for space in spaces.steps.values():
                 space.to(runner.accelerator.device)
-            models.append(
-                ProbedModel(
-                    name,
-                    "proxy" if proxy else "student",
-                    stage,
-                    plan.seed,
-                    student.eval().requires_grad_(False),
-                    spaces.chains(),
-                )
-            )
-    return [*untrained.values(), *models], untrained_of
+            role = "proxy" if entry.proxy else "student"
+            models.append(ProbedModel(name, role, stage, plan.seed, student, spaces.chains()))
+    return [*fresh.values(), *models], untrained_of
 
 
 def _untrained(
-    recipe: Recipe, plan: StudentPlan, student: Student, teachers: dict[str, Teacher]
+    name: str, recipe: Recipe, plan: StudentPlan, student: Student, teachers: dict[str, Teacher]
 ) -> ProbedModel:
     """The student's architecture with random weights, and fresh adapters to every teacher."""
-    root = first_architecture(recipe, plan.config)
-    arch = root.arch or student.arch
-    fresh = build_student(
-        arch,
+    start = build_student(
+        student.arch,
         size=student.size,
-        overrides={k: v for k, v in student.arguments.items() if k not in _SET_BY_BUILD},
+        overrides=student.arguments,
         proxy=True,
         seed=plan.seed,
-        name=arch,
+        name=student.arch,
     )
     learner = build_learner(
-        fresh,
-        {name: widths(teacher) for name, teacher in teachers.items()},
+        start,
+        {teacher: widths(teachers[teacher]) for teacher in teachers},
         dict.fromkeys(teachers, "none"),
-        recipe.stages[next(iter(recipe.stages))].adapter,
+        next(iter(recipe.stages.values())).adapter,
         seed=plan.seed,
-        name=arch,
+        name=student.arch,
     )
     device = next(student.parameters()).device
     learner.to(device).eval().requires_grad_(False)
-    width = "x".join(str(v) for v in (fresh.dense_dim,))
-    return ProbedModel(
-        f"untrained {arch} {width}" + (f" seed{plan.seed}" if plan.seed != recipe.seed else ""),
-        "untrained",
-        "",
-        plan.seed,
-        learner.student,
-        learner.own_spaces().chains(),
-    )
-
-
-_SET_BY_BUILD = ("img_size", "dynamic_img_size", "global_pool")
+    chains = learner.own_spaces().chains()
+    return ProbedModel(name, "untrained", "", plan.seed, learner.student, chains)

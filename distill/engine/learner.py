@@ -47,8 +47,10 @@ class Learner(nn.Module):
 
 @dataclass
 class StudentPlan:
-    """A student of a stage for one seed: `name` is its folder's, `config` the recipe's entry."""
+    """A student of a stage for one seed: `entry` is its name in the recipe, `name` its folder's,
+    `config` what the recipe says, with references to students of the same seed."""
 
+    entry: str
     name: str
     seed: int
     config: StudentConfig
@@ -63,11 +65,8 @@ def planned_students(recipe: Recipe, stage: str) -> list[StudentPlan]:
     plans = []
     for name, config in recipe.stages[stage].students.items():
         for seed in config.seeds or [recipe.seed]:
-            plans.append(
-                StudentPlan(
-                    student_name(name, config, seed), seed, _same_seed(recipe, config, seed)
-                )
-            )
+            own = _same_seed(recipe, config, seed)
+            plans.append(StudentPlan(name, student_name(name, config, seed), seed, own))
     return plans
 
 
@@ -93,14 +92,26 @@ def _same_seed(recipe: Recipe, config: StudentConfig, seed: int) -> StudentConfi
     )
 
 
-def first_architecture(recipe: Recipe, config: StudentConfig) -> StudentConfig:
-    """The entry at the start of a student's chain of `init`s, which names its architecture."""
-    while config.init is not None and "/" in config.init:
-        stage, _, name = config.init.partition("/")
-        if stage not in recipe.stages:
+def origin_of(recipe: Recipe, plan: StudentPlan) -> tuple[str, StudentConfig]:
+    """Name and entry of the student at the start of a chain of `init`s: it names the architecture,
+    unless the chain starts in a folder of another run."""
+    name, config = plan.entry, plan.config
+    while config.init is not None:
+        before = _named(recipe, config.init)
+        if before is None:
             break
-        config = recipe.stages[stage].students[name.split(".seed")[0]]
-    return config
+        name, config = before
+    return name, config
+
+
+def _named(recipe: Recipe, reference: str) -> tuple[str, StudentConfig] | None:
+    """The recipe's entry of a `stage/student`, the student's name with or without its seed."""
+    stage, _, folder = reference.partition("/")
+    if stage in recipe.stages:
+        for name, config in recipe.stages[stage].students.items():
+            if folder in {name, *(student_name(name, config, seed) for seed in config.seeds)}:
+                return name, config
+    return None
 
 
 def widths_between(

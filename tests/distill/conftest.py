@@ -87,7 +87,7 @@ def tiny(teacher_folders):
                 "students": {
                     "proxy": {
                         "arch": vit,
-                        "model": VIT,
+                        "model": dict(VIT),
                         "proxy": True,
                         "teachers": ["dinov2", "sam"],
                     }
@@ -99,10 +99,10 @@ def tiny(teacher_folders):
             },
             "multires": {
                 "students": {
-                    "vit": {"arch": vit, "model": VIT, "teachers": ["proxy/proxy"]},
+                    "vit": {"arch": vit, "model": dict(VIT), "teachers": ["proxy/proxy"]},
                     "convnext": {
                         "arch": "convnext_tiny",
-                        "model": CONVNEXT,
+                        "model": dict(CONVNEXT),
                         "teachers": ["proxy/proxy", "sam"],
                     },
                 },

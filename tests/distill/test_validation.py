@@ -1,0 +1,80 @@
+"""Which models a run probes, and that a row says whose it is."""
+
+import json
+
+import torch
+
+from distill.folder import RunFolder
+from distill.progress import Progress
+from distill.recipe.load import from_dict
+from distill.run import Runner, _accelerator, run
+from distill.validation import probed_models
+from students import build_student
+
+CHEAP = {"tasks": ["knn", "affinity"], "sizes": [32], "train": 64, "test": 64}
+
+
+def test_seeds_share_a_name_and_have_an_untrained_self_each(tiny, tmp_path):
+    vit = tiny["stages"]["multires"]["students"]["vit"]
+    vit["seeds"] = [0, 1]
+    tiny["stages"]["multires"]["students"]["twin"] = {**vit, "teachers": ["sam"]}
+    tiny["validate"] = CHEAP
+    recipe = from_dict(tiny)
+    run(recipe, run_dir=tmp_path / "run", quiet=True)
+    content = json.loads((tmp_path / "run/validation.json").read_text())
+    seeds = {}
+    for row in content["rows"]:
+        seeds.setdefault((row["role"], row["model"]), set()).add(row["seed"])
+    assert seeds == {
+        ("teacher", "dinov2"): {0},
+        ("teacher", "sam"): {0},
+        ("proxy", "proxy/proxy"): {0},
+        ("student", "multires/vit"): {0, 1},
+        ("student", "multires/twin"): {0, 1},
+        ("student", "multires/convnext"): {0},
+        # One architecture is one untrained model, whoever trains it; this proxy is of it, too.
+        ("untrained", "untrained proxy"): {0, 1},
+        ("untrained", "untrained convnext"): {0},
+    }
+    assert content["untrained_of"] == {
+        "proxy/proxy": "untrained proxy",
+        "multires/vit": "untrained proxy",
+        "multires/twin": "untrained proxy",
+        "multires/convnext": "untrained convnext",
+    }
+
+
+def test_untrained_is_where_the_student_started(recipe, tmp_path):
+    run(recipe, run_dir=tmp_path / "run", quiet=True)
+    recipe.validate = from_dict({**_as_dict(recipe), "validate": CHEAP}).validate
+    runner = Runner(recipe, RunFolder(tmp_path / "run"), _accelerator(), Progress(shown=False))
+    teachers = {name: runner.teacher(name) for name in recipe.teachers}
+    models, untrained_of = probed_models(runner, teachers)
+    by_name = {model.name: model for model in models}
+    config = recipe.stages["multires"].students["convnext"]
+    start = build_student(
+        config.arch, size=32, overrides=config.model, seed=recipe.seed, name=config.arch
+    )
+    probed = by_name[untrained_of["multires/convnext"]].encoder
+    for name, tensor in start.model.state_dict().items():
+        assert torch.equal(probed.model.state_dict()[name], tensor), name
+    # Everything probed is frozen and in eval mode.
+    for model in models:
+        assert not model.encoder.training
+        assert not [p for p in model.encoder.parameters() if p.requires_grad]
+
+
+def test_new_tasks_are_probed_without_training_again(tiny, tmp_path):
+    tiny["validate"] = CHEAP
+    run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    weights = (tmp_path / "run/multires/vit/model.safetensors").stat().st_mtime_ns
+    tiny["validate"] = {**CHEAP, "tasks": ["knn", "image_retrieval"]}
+    result = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    assert {row["task"] for row in result.rows} == {"knn", "image_retrieval"}
+    assert (tmp_path / "run/multires/vit/model.safetensors").stat().st_mtime_ns == weights
+
+
+def _as_dict(recipe):
+    from dataclasses import asdict
+
+    return asdict(recipe)
