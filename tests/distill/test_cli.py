@@ -1,10 +1,12 @@
 """The command line: what it prints, its exit status, and whose teachers/ it imports."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import omegaconf
 import pytest
 from omegaconf import OmegaConf
 
@@ -150,10 +152,18 @@ def test_a_folder_of_the_same_name_is_left_alone(shadows, command):
     assert done.stderr == "distill: seed: expected a whole number, got 'x'\n"
 
 
-def test_a_checkout_runs_as_a_module_from_its_own_folder(shadows):
-    code = [sys.executable, "-S", "-m", "distill", "--version"]  # -S: nothing is installed
-    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "distill (not installed)\n")
+def test_a_checkout_runs_as_a_module_from_its_own_folder():
+    # Without site, the libraries are found and an editable installation is not.
+    libraries = str(Path(omegaconf.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "distill", "check", "nope"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": libraries},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("distill: there is no recipe 'nope'")
 
 
 @pytest.mark.slow
