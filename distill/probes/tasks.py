@@ -70,7 +70,7 @@ class Probe:
         """Test features of a kind in a teacher's own space.
 
         Raises:
-            CannotProbe: if the model, or its space of that teacher, has none.
+            CannotProbe: if the model, or its space of that teacher, has none, or not finite ones.
         """
         self.tokens(kind)
         mapped = apply_space(
@@ -78,6 +78,8 @@ class Probe:
         ).get(kind)
         if mapped is None:
             raise CannotProbe(f"{self.model.name}'s space of {teacher} has no {kind} features")
+        if not bool(mapped.isfinite().all()):
+            raise CannotProbe(f"{self.model.name} in the space of {teacher} is not finite numbers")
         return mapped
 
 

@@ -1,6 +1,8 @@
 """Validation end to end with tiny fake teachers: rows, reasons, determinism, disjoint splits."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distill.probes import ProbedModel, World, validate
-from distill.probes.tasks import TASKS
+from distill.probes.tasks import TASKS, Outcome
 from distill.recipe import schema
 from distill.scenes.captions import VOCABULARY
 from students import Features, UserError
@@ -145,6 +147,9 @@ def test_a_space_without_what_the_task_needs(world):
     models[3].to_space = {"masks": lambda features: Features(None, None)}
     rows = go(models[3:], teachers, ["masks"])
     assert rows[0]["reason"] == "fixed/vit's space of masks has no dense features"
+    models[3].to_space = {"masks": lambda features: features.map(lambda _, t: t / 0)}
+    rows = go(models[3:], teachers, ["masks"])
+    assert rows[0]["reason"] == "fixed/vit in the space of masks is not finite numbers"
 
 
 def test_features_that_are_no_numbers_and_sizes_that_are_refused():
@@ -158,6 +163,14 @@ def test_features_that_are_no_numbers_and_sizes_that_are_refused():
     rows = go(models, {}, ["knn"])
     assert "not finite" in rows[0]["reason"]
     assert rows[1]["reason"] == "size 64 is not for me"
+
+
+def test_a_value_that_is_no_number_becomes_null(monkeypatch):
+    diverged = dataclasses.replace(TASKS["depth"], run=lambda _: Outcome({"rmse": math.nan}, 1))
+    monkeypatch.setitem(TASKS, "depth", diverged)
+    rows = go([ProbedModel("a", "student", "s", 0, Pooled())], {}, ["depth"])
+    assert rows[0]["value"] is None
+    assert rows[0]["reason"] == "rmse is not a finite number"
 
 
 def test_scenes_too_small_for_a_patch_an_object_give_a_reason():
