@@ -1,4 +1,4 @@
-"""A tiny world for tests of the engine: two random teachers in real file formats, scenes, a recipe."""
+"""A tiny world for tests of the engine: two random teachers in real files, scenes, a recipe."""
 
 import json
 
