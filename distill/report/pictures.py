@@ -61,7 +61,7 @@ def draw_pictures(
 
     A row a scene, with the image; the dense features of every teacher, proxy and student at
     `size` pixels by their principal components; and segmentation, depth and a mask as read off
-    the last student (a proxy where there is none) and off the best teacher of each, beside the
+    the last stage's first student (or a proxy) and off the best teacher of each, beside the
     truth. Heads for them are trained on at most 256 of `scenes_train`, the last quarter of which
     chooses the teacher. What no model at hand can do is left out.
 
@@ -104,12 +104,13 @@ def _largest(prompts: Prompts) -> Prompts:
 
 
 def _readers(shown: Sequence[ProbedModel]) -> list[ProbedModel]:
-    """The teachers, then the last student, or the last proxy where there is no student."""
+    """The teachers, then the first student of the last stage that has one; else a proxy."""
+    teachers = [model for model in shown if model.role == "teacher"]
     for role in ("student", "proxy"):
-        ours = [model for model in shown if model.role == role][-1:]
+        ours = [model for model in shown if model.role == role]
         if ours:
-            break
-    return [model for model in shown if model.role == "teacher"] + ours
+            return [*teachers, next(m for m in ours if m.stage == ours[-1].stage)]
+    return teachers
 
 
 def _linear_predictions(
