@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 STD_FLOOR = 1e-3
 """A channel's std is at least this share of the median channel's: a dead channel stays small."""
@@ -50,9 +51,11 @@ class Moments:
 
 
 class Normaliser(nn.Module):
-    """A fixed map per channel, and its inverse: y = (x - mean) / std.
+    """The map from a teacher's tokens to targets, and back where there is a way back.
 
-    `standardise` takes mean and std from `Moments` (EUPE); `none` leaves mean 0 and std 1.
+    `standardise` is y = (x - mean) / std per channel, with mean and std of `Moments` (EUPE);
+    `none` leaves mean 0 and std 1; `l2` is y = x / |x| per token, which has no inverse: what
+    comes back is a direction (LightlyTrain's normaliser).
     """
 
     mean: Tensor
@@ -66,7 +69,7 @@ class Normaliser(nn.Module):
 
     def fit(self, moments: Moments) -> None:
         """Take the statistics of `moments`, with a floor under std."""
-        if self.kind == "none":
+        if self.kind != "standardise":
             return
         std = moments.std
         floor = STD_FLOOR * std.median()
@@ -75,12 +78,14 @@ class Normaliser(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """A teacher's tokens (..., D) to targets, in float32."""
+        if self.kind == "l2":
+            return F.normalize(tokens.float(), dim=-1)
         return (tokens.float() - self.mean) / self.std
 
     def inverse(self, targets: Tensor) -> Tensor:
-        """Targets (..., D) back to the teacher's own features."""
+        """Targets (..., D) back to the teacher's own features; for `l2`, to their direction."""
         return targets.float() * self.std + self.mean
 
 
-INVERTIBLE = {"standardise": True, "none": True}
+INVERTIBLE = {"standardise": True, "none": True, "l2": False}
 """Whether a normaliser has an inverse; without one, a chain gives directions only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     exists; a new entry of a mapping of named things is given whole
     (`teachers.x={family: dinov2, weights: ...}`); a mapping is merged into the one that is there.
 
-    Only what can be told from the recipe by itself is checked here: keys, types, ranges, choices.
+    Only what can be told from the recipe by itself is checked here: keys, types, ranges, choices;
+    but where one of these is wrong, the rest is looked at too, so that all is said at once.
 
     Raises:
         UserError: there is no such file, or it is no YAML mapping.
@@ -153,8 +155,33 @@ def _recipe(config: DictConfig, problems: list[str]) -> Recipe:
     failed = tuple(line.split(": ", 1)[0] + ":" for line in unresolved)
     problems = [*problems, *unresolved, *(line for line in found if not line.startswith(failed))]
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(list(dict.fromkeys([*problems, *_beyond(values, found)])))
     return recipe
+
+
+def _beyond(values: Any, faults: list[str]) -> list[str]:
+    """What else is wrong with a recipe that is not well-formed: teachers, sizes, folders, ...
+
+    The keys with `faults` are left out, for their defaults; where one has none, what refers to
+    its entry could not be judged, and nothing is said.
+    """
+    from distill.recipe.resolve import problems
+
+    kept = copy.deepcopy(values)
+    for fault in faults:
+        path = fault.split(": ", 1)[0]
+        try:
+            *parents, last = _split(path.split("[", 1)[0] if path.endswith("]") else path)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError):
+            return []
+        node = kept
+        for key in parents:
+            node = node.get(key, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(last, None)
+    again: list[str] = []
+    recipe = build(Recipe, kept, "", again)
+    return [] if again else problems(recipe)
 
 
 def _resolved(node: Any, path: str, problems: list[str], depth: int = 0) -> Any:

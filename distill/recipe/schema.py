@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOSS_TERMS = ("cosine", "smooth_l1", "mse")
-NORMALISERS = ("standardise", "none")
+NORMALISERS = ("standardise", "none", "l2")
 ADAPTERS = ("mlp", "linear")
 VIEW_POLICIES = ("eupe", "flip", "centre")
 TASKS = (

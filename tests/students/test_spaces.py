@@ -42,6 +42,16 @@ def test_standardised_targets_and_back():
     torch.testing.assert_close(normaliser.inverse(targets), rows, atol=1e-5, rtol=1e-5)
 
 
+def test_l2_keeps_directions_alone():
+    moments, normaliser = Moments(3), Normaliser("l2", 3)
+    moments.update(torch.randn(10, 3) * 9)
+    normaliser.fit(moments)
+    x = 7 * torch.randn(2, 5, 3)
+    targets = normaliser(x)
+    torch.testing.assert_close(targets, x / (x * x).sum(-1, keepdim=True).sqrt())
+    assert torch.equal(normaliser.inverse(targets), targets)
+
+
 def test_none_leaves_features_alone():
     moments, normaliser = Moments(2), Normaliser("none", 2)
     moments.update(torch.randn(10, 2) * 9)

@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from distill.recipe import load
-from distill.recipe.load import RecipeError, find_recipe, from_dict, load_recipe, to_yaml
+from distill.recipe.load import (
+    RecipeError,
+    find_recipe,
+    from_dict,
+    load_recipe,
+    prepare,
+    to_yaml,
+)
 from distill.recipe.schema import LossConfig, Recipe
 from students.errors import UserError
 
@@ -332,3 +339,38 @@ def test_names_are_looked_up_here_and_then_among_the_shipped(tmp_path, monkeypat
 def test_the_shipped_recipes_of_a_checkout_are_found(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert isinstance(load_recipe("quickstart"), Recipe)
+
+
+def test_what_is_misspelt_does_not_hide_what_cannot_be_found(tmp_path):
+    """Keys and types, and what names refer to: all in one go."""
+    with pytest.raises(RecipeError) as caught:
+        prepare(
+            "quickstart",
+            [
+                "seed=x",
+                "stages.fixd.train.steps=3",
+                "teachers.dinov2.family=dinov",
+                "teachers.sam.weights=./nowhere",
+                "stages.fixed.students.vit.teachers=[proxy/prox]",
+                "stages.multires.image_sizes=[64,100]",
+                "stages.fixed.students.convnext.arch=convnext_tin",
+                f"data.train.scenes.source=folder:{tmp_path}",
+            ],
+        )
+    paths = {line.split(": ")[0].split("[")[0] for line in caught.value.problems}
+    assert paths >= {
+        "seed",
+        "stages.fixd",
+        "teachers.dinov2.family",
+        "teachers.sam.weights",
+        "stages.fixed.students.vit.teachers",
+        "stages.multires.image_sizes",
+        "stages.fixed.students.convnext.arch",
+        "data.train.scenes.source",
+    }
+
+
+def test_what_rests_on_an_entry_that_cannot_be_read_is_not_judged():
+    with pytest.raises(RecipeError) as caught:
+        prepare("quickstart", ["teachers.dinov2.weights=[1]"])
+    assert [line.split(": ")[0] for line in caught.value.problems] == ["teachers.dinov2.weights"]
