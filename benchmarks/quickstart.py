@@ -46,14 +46,16 @@ def wrap(owner, name, part):
 
 def main():
     with tempfile.TemporaryDirectory() as folder, counted("the rest"):
-        import distill.run
+        import distill.runner
         from distill.engine.stage import Stage
         from teachers import Teacher
 
         wrap(Teacher, "forward", "teachers")
         wrap(Stage, "_step", "students")
-        wrap(distill.run, "validate_run", "probes")
-        distill.run.run("quickstart", overrides=sys.argv[1:], run_dir=f"{folder}/run", quiet=True)
+        wrap(distill.runner, "validate_run", "probes")
+        distill.runner.run(
+            "quickstart", overrides=sys.argv[1:], run_dir=f"{folder}/run", quiet=True
+        )
     for part, seconds in spent.items():
         report(f"quickstart: {part}", round(seconds, 1), "s", None)
     report("quickstart: wall time", round(sum(spent.values()), 1), "s", 360)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ValidateConfig,
         ViewsConfig,
     )
-    from distill.run import Result, run
+    from distill.runner import Result, run
 
 _WHERE = {
     **dict.fromkeys(
@@ -44,8 +44,8 @@ _WHERE = {
         ),
         "distill.recipe.schema",
     ),
-    "Result": "distill.run",
-    "run": "distill.run",
+    "Result": "distill.runner",
+    "run": "distill.runner",
 }
 
 __all__ = [

@@ -114,7 +114,7 @@ class _Version(argparse.Action):
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from distill.run import run
+    from distill.runner import run
 
     run(arguments.recipe, overrides=arguments.overrides, run_dir=arguments.run_dir)
 
@@ -124,7 +124,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from distill.recipe.plan import plan
     from distill.recipe.render import print_plan
 
-    found = plan(load_recipe(arguments.recipe, arguments.overrides))
+    found = plan(load_recipe(arguments.recipe, arguments.overrides, everything=True))
     if _first_rank():
         print_plan(found)
 

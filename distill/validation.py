@@ -18,7 +18,7 @@ from students import Spaces, Student, build_student, load_student
 from teachers import Teacher
 
 if TYPE_CHECKING:
-    from distill.run import Runner
+    from distill.runner import Runner
 
 
 def validate_run(runner: Runner) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ SUFFIXES = (".yaml", ".yml")
 DEEPEST = 30
 
 
-def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    path_or_name: str | Path, overrides: Iterable[str] = (), everything: bool = False
+) -> Recipe:
     """Read a recipe and apply overrides `a.b.c=value` (OmegaConf's dot list) to it.
 
     `path_or_name` is a file, or a name such as `quickstart`, which is looked for in the current
@@ -39,14 +41,15 @@ def load_recipe(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Reci
     exists; a new entry of a mapping of named things is given whole
     (`teachers.x={family: dinov2, weights: ...}`); a mapping is merged into the one that is there.
 
-    Only what can be told from the recipe by itself is checked here: keys, types, ranges, choices;
-    but where one of these is wrong, the rest is looked at too, so that all is said at once.
+    Only what can be told from the recipe by itself is checked here: keys, types, ranges, choices.
+    With `everything`, where one of these is wrong, what the recipe refers to is looked at too, so
+    that a user is told all at once.
 
     Raises:
         UserError: there is no such file, or it is no YAML mapping.
         RecipeError: everything that is wrong with the recipe and the overrides, at once.
     """
-    return _recipe(*_overridden(_read(find_recipe(path_or_name)), overrides))
+    return _recipe(*_overridden(_read(find_recipe(path_or_name)), overrides), everything)
 
 
 def prepare(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -62,9 +65,9 @@ def prepare(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Recip
     from distill.recipe.resolve import problems
 
     if isinstance(recipe, Recipe):
-        recipe = _recipe(*_overridden(_plain(recipe), overrides))
+        recipe = _recipe(*_overridden(_plain(recipe), overrides), everything=True)
     else:
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(recipe, overrides, everything=True)
     found = problems(recipe)
     if found:
         raise RecipeError(found)
@@ -146,7 +149,7 @@ def _overridden(config: DictConfig, overrides: Iterable[str]) -> tuple[DictConfi
     return config, problems
 
 
-def _recipe(config: DictConfig, problems: list[str]) -> Recipe:
+def _recipe(config: DictConfig, problems: list[str], everything: bool) -> Recipe:
     unresolved: list[str] = []
     values = _resolved(config, "", unresolved)
     found: list[str] = []
@@ -155,7 +158,8 @@ def _recipe(config: DictConfig, problems: list[str]) -> Recipe:
     failed = tuple(line.split(": ", 1)[0] + ":" for line in unresolved)
     problems = [*problems, *unresolved, *(line for line in found if not line.startswith(failed))]
     if problems:
-        raise RecipeError(list(dict.fromkeys([*problems, *_beyond(values, found)])))
+        more = _beyond(values, found) if everything else []
+        raise RecipeError(list(dict.fromkeys([*problems, *more])))
     return recipe
 
 

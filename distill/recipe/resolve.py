@@ -97,7 +97,7 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
     try:
         info = describe_teacher(teacher_spec(config))
     except UserError as error:
-        found.append(f"{path}: {error}")
+        found.append(f"{path}.weights: {str(error).removeprefix('weights ')}")
         return
     result.teachers[name] = info
     widths = {"summary": info.summary_dim, "dense": info.dense_dim}

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import distill.recipe.plan
-import distill.run
+import distill.runner
 from distill import cli
 from students.errors import UserError
 
@@ -76,7 +76,7 @@ def test_a_command_that_makes_no_sense(file, capsys, words, line):
 def test_run_takes_overrides_before_and_after_the_option(monkeypatch):
     got = {}
     monkeypatch.setattr(
-        distill.run, "run", lambda recipe, **given: got.update(given, recipe=recipe)
+        distill.runner, "run", lambda recipe, **given: got.update(given, recipe=recipe)
     )
     assert cli.main(["run", "tiny", "a.b=1", "--run-dir", "there", "c=-2", "d=x y"]) == 0
     assert got == {"recipe": "tiny", "overrides": ["a.b=1", "c=-2", "d=x y"], "run_dir": "there"}
@@ -95,7 +95,7 @@ def test_what_stops_a_run_has_an_exit_status(monkeypatch, capsys, error, status,
     def stop(*_, **__):
         raise error
 
-    monkeypatch.setattr(distill.run, "run", stop)
+    monkeypatch.setattr(distill.runner, "run", stop)
     assert cli.main(["run", "tiny"]) == status
     assert capsys.readouterr().err.startswith(message)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.run import run
+from distill.runner import run
 from students import Spaces, load_student
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

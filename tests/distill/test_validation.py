@@ -7,7 +7,7 @@ import torch
 from distill.folder import RunFolder
 from distill.progress import Progress
 from distill.recipe.load import from_dict
-from distill.run import Runner, _accelerator, run
+from distill.runner import Runner, _accelerator, run
 from distill.validation import probed_models
 from students import build_student
 

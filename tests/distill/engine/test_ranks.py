@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.recipe.load import from_dict, to_yaml
-from distill.run import run
+from distill.runner import run
 
 BIN = Path(sys.executable).parent
 

@@ -15,7 +15,7 @@ from distill.engine.stage import has_bfloat16
 from distill.losses import token_loss
 from distill.optim import build_optimiser, learning_rate
 from distill.recipe.load import from_dict
-from distill.run import run
+from distill.runner import run
 from students import Spaces, build_student, load_student, match_grids
 from students.keys import draw_size
 from students.spaces import Space

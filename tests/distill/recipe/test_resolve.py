@@ -46,7 +46,7 @@ VIT = "stages/multires/students/vit"
             "dinov",
             "teachers.dinov2.family: unknown family 'dinov' (did you mean 'dinov2'?)",
         ),
-        ("teachers/dinov2/weights", "./no/such", "teachers.dinov2: weights './no/such'"),
+        ("teachers/dinov2/weights", "./no/such", "teachers.dinov2.weights: './no/such'"),
         (
             "teachers/dinov2/tokens",
             ["dens"],
@@ -188,7 +188,7 @@ def test_a_wrong_reference_gets_one_line(tiny, path, value, line):
 def test_weights_of_another_family(tiny, teacher_folders):
     tiny["teachers"]["dinov2"]["weights"] = str(teacher_folders / "sam")
     (line,) = problems(from_dict(tiny))
-    assert line.startswith("teachers.dinov2: ")
+    assert line.startswith("teachers.dinov2.weights: ")
     assert "family 'sam'" in line
 
 
