@@ -27,7 +27,7 @@ import sys
 import timm, torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
-for name in ("students", "teachers", "distill"):
+for name in ("students", "teachers", "distill.runner"):
     try:
         __import__(name)
     except ImportError:
