@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.engine.checkpoint import newest_checkpoint
+from distill.engine.learner import planned_students
 from distill.recipe.load import load_recipe, to_yaml
 from distill.recipe.schema import Recipe
 from students import UserError
@@ -104,8 +105,7 @@ class RunFolder:
             content = json.loads((self.path / "validation.json").read_text())
         except (OSError, ValueError):
             return False
-        assert recipe.validate is not None
-        return content.get("asked") == asdict(recipe.validate)
+        return content.get("asked") == _asked(recipe)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of validation.json."""
@@ -115,8 +115,7 @@ class RunFolder:
         self, recipe: Recipe, rows: list[dict[str, Any]], untrained_of: dict[str, str]
     ) -> None:
         """Write validation.json: what was asked, the rows, and who is whose untrained self."""
-        assert recipe.validate is not None
-        content = {"asked": asdict(recipe.validate), "untrained_of": untrained_of, "rows": rows}
+        content = {"asked": _asked(recipe), "untrained_of": untrained_of, "rows": rows}
         _write(self.path / "validation.json", json.dumps(content, indent=1) + "\n")
 
     def write_seconds(self, seconds: dict[str, float]) -> None:
@@ -127,6 +126,17 @@ class RunFolder:
         for name, value in seconds.items():
             held[name] = round(held.get(name, 0.0) + value, 1)
         _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """What a validation answers: the probes, and which students after how many steps."""
+    assert recipe.validate is not None
+    students = {
+        f"{name}/{plan.name}": stage.train.steps
+        for name, stage in recipe.stages.items()
+        for plan in planned_students(recipe, name)
+    }
+    return {**asdict(recipe.validate), "students": students}
 
 
 class _Absent:

@@ -22,6 +22,7 @@ from distill.export import Origin, export_student, exported_steps
 from distill.folder import RunFolder
 from distill.progress import Progress
 from distill.recipe.load import prepare
+from distill.recipe.resolve import teacher_spec
 from distill.recipe.schema import Recipe
 from distill.validation import validate_run
 from students import Spaces, UserError
@@ -111,9 +112,7 @@ class Runner:
         config = self.recipe.teachers.get(name)
         if config is None:
             return TeacherSpec("student", str(self.folder.path / name))
-        return TeacherSpec(
-            config.family, config.weights, tuple(config.sizes), tuple(config.tokens), config.dtype
-        )
+        return teacher_spec(config)
 
     def sources(self) -> dict[str, tuple[Source, float]]:
         """The opened training sources and their shares."""

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from distill.folder import RunFolder
@@ -72,6 +73,21 @@ def test_new_tasks_are_probed_without_training_again(tiny, tmp_path):
     result = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
     assert {row["task"] for row in result.rows} == {"knn", "image_retrieval"}
     assert (tmp_path / "run/multires/vit/model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_student_that_was_added_is_probed_though_the_run_broke_off_before(
+    tiny, tmp_path, monkeypatch
+):
+    tiny["validate"] = CHEAP
+    vit = tiny["stages"]["multires"]["students"].pop("vit")
+    run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    tiny["stages"]["multires"]["students"]["vit"] = vit
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.runner.validate_run", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    result = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    assert "multires/vit" in {row["model"] for row in result.rows}
 
 
 def _as_dict(recipe):
