@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +42,18 @@ class Features:
         return Features(
             self.summary if "summary" in kinds else None, self.dense if "dense" in kinds else None
         )
+
+
+def concatenated(parts: Sequence[Features]) -> Features:
+    """The features of several batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(kind: str) -> Tensor | None:
+        tokens = [part.get(kind) for part in parts]
+        return None if tokens[0] is None else torch.cat([t for t in tokens if t is not None])
+
+    return Features(joined("summary"), joined("dense"))
 
 
 def resize_grid(dense: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -3,20 +3,20 @@
 from teachers.dinov2 import Dinov2Teacher
 from teachers.sam import MaskDecoder, SamTeacher
 from teachers.siglip import SiglipTeacher, TextTower
-from teachers.spec import TeacherInfo, TeacherSpec
+from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
 from teachers.student import StudentTeacher
 from teachers.teacher import (
-    FAMILIES,
     Teacher,
     describe_teacher,
+    families,
     load_teacher,
     register_family,
     size_error,
 )
 
 __all__ = [
-    "FAMILIES",
     "Dinov2Teacher",
+    "FamilyCard",
     "MaskDecoder",
     "SamTeacher",
     "SiglipTeacher",
@@ -26,6 +26,7 @@ __all__ = [
     "TeacherSpec",
     "TextTower",
     "describe_teacher",
+    "families",
     "load_teacher",
     "register_family",
     "size_error",

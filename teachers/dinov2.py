@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from students.features import Features
-from teachers.checkpoint import Checkpoint, crop_side, read_config
+from teachers.checkpoint import Checkpoint
+from teachers.contents import crop_side, read_config
 from teachers.loading import load_model
-from teachers.spec import TeacherInfo
+from teachers.spec import FamilyCard, TeacherInfo
 from teachers.teacher import register_family
 from teachers.transformers_teacher import Geometry, TransformersTeacher
 
@@ -20,6 +21,12 @@ class Dinov2Teacher(TransformersTeacher):
     """summary: the class token. dense: the patch tokens. Both after the final norm."""
 
     model_types = ("dinov2", "dinov2_with_registers")
+    card = FamilyCard(
+        models="transformers: Dinov2Model, Dinov2WithRegistersModel",
+        summary="class token after the final norm",
+        dense="patch tokens after the final norm",
+        sizes="any; floors to whole patches",
+    )
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__(info, checkpoint, dtype)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from students.errors import UserError
-from teachers.checkpoint import Checkpoint, weight_shapes
+from teachers.checkpoint import Checkpoint
+from teachers.contents import weight_shapes
 from teachers.spec import DTYPES
 
 
@@ -69,7 +70,7 @@ def load_model(
             model, report = model_class.from_pretrained(
                 checkpoint.folder,
                 dtype=dtype,
-                use_safetensors=True,
+                use_safetensors=not checkpoint.pickled,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

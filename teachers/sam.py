@@ -13,7 +13,7 @@ from students.features import Features
 from students.pixels import Size
 from teachers.checkpoint import Checkpoint
 from teachers.loading import load_model
-from teachers.spec import TeacherInfo
+from teachers.spec import FamilyCard, TeacherInfo
 from teachers.teacher import register_family
 from teachers.transformers_teacher import Geometry, TransformersTeacher
 
@@ -28,6 +28,13 @@ class SamTeacher(TransformersTeacher):
     """
 
     model_types = ("sam",)
+    card = FamilyCard(
+        models="transformers: SamModel",
+        summary="none",
+        dense="the neck's map, stride 16",
+        sizes="squares, multiples of the patch: position table resized",
+        beside="mask decoder",
+    )
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__(info, checkpoint, dtype)

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from students.errors import UserError
 from students.features import Features
-from teachers.checkpoint import Checkpoint, crop_side, read_config
+from teachers.checkpoint import Checkpoint
+from teachers.contents import crop_side, read_config
 from teachers.loading import load_model, quiet
-from teachers.spec import TeacherInfo
+from teachers.spec import FamilyCard, TeacherInfo
 from teachers.teacher import register_family
 from teachers.transformers_teacher import Geometry, TransformersTeacher
 
@@ -27,6 +28,13 @@ class SiglipTeacher(TransformersTeacher):
     """summary: the attention-pooling head. dense: the patch tokens after the final norm."""
 
     model_types = ("siglip", "siglip_vision_model")
+    card = FamilyCard(
+        models="transformers: SiglipModel, SiglipVisionModel",
+        summary="attention-pooling head",
+        dense="patch tokens after the final norm",
+        sizes="any; floors to whole patches",
+        beside="text tower",
+    )
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__(info, checkpoint, dtype)

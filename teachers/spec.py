@@ -11,10 +11,18 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class TeacherSpec:
     """A frozen teacher, by name.
 
-    `family`: one of `teachers.FAMILIES`. `weights`: a hub id ("facebook/dinov2-base"), a local
-    folder, or "builtin:dinov2-tiny". `sizes`: image sides in pixels that it may be shown (empty:
-    its own). `tokens`: which of "summary" and "dense" it gives. `dtype`: of its weights and
-    features; "auto" is bfloat16 on a CUDA device that has it, float32 elsewhere.
+    `family`: one of `teachers.families()`. `weights`: a hub id ("facebook/dinov2-base"), a local
+    folder, "builtin:dinov2-tiny", or a name that the family's library knows. `sizes`: image sides
+    in pixels that it may be shown (empty: its own). `tokens`: which of "summary" and "dense" it
+    gives. `dtype`: of its weights and features; "auto" is bfloat16 on a CUDA device that has it,
+    float32 elsewhere.
+
+    `layer`: dense tokens after this block (1 to the encoder's depth), through the final norm, as
+    DINOv2's get_intermediate_layers gives them (None: the last); the summary is always the last
+    block's. `micro_batch`: images of one forward pass (None: all at once). `mean` and `std`: pixel
+    statistics per channel for a checkpoint that brings none, or to be used instead of its own.
+    `trust_remote_code`: run code that the checkpoint brings. `allow_pickle`: read weights from a
+    pickle, by torch's weights_only loading, where there are no safetensors.
     """
 
     family: str
@@ -22,6 +30,29 @@ class TeacherSpec:
     sizes: tuple[int, ...] = ()
     tokens: tuple[str, ...] = ("summary", "dense")
     dtype: str = "auto"
+    layer: int | None = None
+    micro_batch: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class FamilyCard:
+    """What a family says of itself, in the words of docs/teachers.md's table.
+
+    `models`: the library and its classes. `summary`, `dense`: which tokens they are. `sizes`: what
+    other sizes than its own it takes. `beside`: what it has beside features (a text tower, a mask
+    decoder, earlier layers). `weights`: what names its checkpoints, beside a local folder.
+    """
+
+    models: str
+    summary: str
+    dense: str
+    sizes: str
+    beside: str = ""
+    weights: str = "hub id"
 
 
 @dataclass(frozen=True)
@@ -32,7 +63,9 @@ class TeacherInfo:
     depends on it is None. `source`: folder or hub id. `size`: native image side in pixels.
     `stride`: pixels per dense token. `summary_dim`, `dense_dim`: widths, None where the family has
     no such token. `parameters`: of the vision encoder alone. `mean`, `std`: per channel, for pixels
-    in [0, 1]. `licence`: as the model card spells it.
+    in [0, 1]; `statistics_from`: the file or table that they were read from. `licence`: as the
+    source of the weights spells it. `layers`: how many blocks `spec.layer` may choose from, None
+    where the family offers no earlier layer.
     """
 
     spec: TeacherSpec
@@ -45,4 +78,6 @@ class TeacherInfo:
     parameters: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    statistics_from: str | None = None
     licence: str | None = None
+    layers: int | None = None

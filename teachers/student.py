@@ -12,13 +12,21 @@ from students import Size, UserError, describe_student, load_student
 from students.encoder import encode
 from students.features import Features
 from teachers.checkpoint import Checkpoint
-from teachers.spec import TeacherInfo, TeacherSpec
+from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
 from teachers.teacher import Teacher, register_family
 
 
 @register_family("student")
 class StudentTeacher(Teacher):
     """summary and dense as the student gave them while it was trained."""
+
+    card = FamilyCard(
+        models="timm: any exported student of this project",
+        summary="as trained",
+        dense="as trained",
+        sizes="multiples of its stride",
+        weights="folder",
+    )
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__(info, checkpoint, dtype)
@@ -56,6 +64,7 @@ class StudentTeacher(Teacher):
             parameters=student.parameter_count,
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
+            statistics_from="config.json",
             licence=cfg.get("license"),
         )
 

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from students.errors import UserError, did_you_mean
-from students.features import TOKEN_KINDS, Features
+from students.features import TOKEN_KINDS, Features, concatenated
 from students.pixels import PixelNorm, Size, resize
 from teachers import checkpoint as files
 from teachers.checkpoint import Checkpoint
 from teachers.loading import choose_dtype
-from teachers.spec import DTYPES, TeacherInfo, TeacherSpec
+from teachers.spec import DTYPES, FamilyCard, TeacherInfo, TeacherSpec
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from teachers.sam import MaskDecoder
     from teachers.siglip import TextTower
 
-FAMILIES: dict[str, type[Teacher]] = {}
+ENTRY_POINTS = "distill.teachers"
+"""The group of Python entry points under which other packages offer families."""
+
+_FAMILIES: dict[str, type[Teacher]] = {}
 
 
 class Teacher(nn.Module):
     """A frozen encoder with its own image size, pixel statistics and dtype.
 
-    A family is a subclass with a registered name. Always in eval mode: `train()` has no effect. No
-    parameter requires a gradient and nothing in it is ever trained, so it belongs in no checkpoint;
-    it is loaded again from its spec.
+    A family is a subclass with a registered name and a `card`. Always in eval mode: `train()` has
+    no effect. No parameter requires a gradient and nothing in it is ever trained, so it belongs in
+    no checkpoint; it is loaded again from its spec.
 
     Attributes: `spec`, `info`; `size`, the native image side, and `stride`, pixels per dense token;
     `summary_dim` (None where the family has no summary) and `dense_dim`, token widths; `dtype`.
     """
+
+    card: ClassVar[FamilyCard]
 
     def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
         super().__init__()
@@ -64,10 +71,14 @@ class Teacher(nn.Module):
         problem = self.size_error(self.info, size)
         if problem:
             raise UserError(problem)
-        # Statistics have more digits than a short float: normalise first, cast after.
+        parts = pixels.split(self.spec.micro_batch or len(pixels))
         with torch.autocast(pixels.device.type, enabled=False):
-            normalised = self.norm(resize(pixels.float(), size)).to(self.dtype)
-            return self.encode(normalised).only(self.spec.tokens)
+            return concatenated([self._features(part, size) for part in parts])
+
+    def _features(self, pixels: Tensor, size: Size) -> Features:
+        # Statistics have more digits than a short float: normalise first, cast after.
+        normalised = self.norm(resize(pixels.float(), size)).to(self.dtype)
+        return self.encode(normalised).only(self.spec.tokens)
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Features:
@@ -86,6 +97,15 @@ class Teacher(nn.Module):
     def mask_decoder(self) -> MaskDecoder | None:
         """The frozen decoder of promptable masks from dense features, or None."""
         return None
+
+    @classmethod
+    def locate(cls, spec: TeacherSpec) -> Checkpoint:
+        """Where the spec's files are; never uses the network.
+
+        Raises:
+            UserError: if `spec.weights` names nothing that the family can load.
+        """
+        return files.resolve(spec.weights, allow_pickle=spec.allow_pickle)
 
     @classmethod
     @abstractmethod
@@ -117,10 +137,42 @@ def register_family(name: str) -> Callable[[AnyFamily], AnyFamily]:
     """Class decorator: makes a Teacher subclass known as family `name`."""
 
     def register(family: AnyFamily) -> AnyFamily:
-        FAMILIES[name] = family
+        _FAMILIES[name] = family
         return family
 
     return register
+
+
+def families() -> dict[str, type[Teacher]]:
+    """Every family by name, in alphabetical order: this package's, and those that installed
+    packages offer as entry points of the group "distill.teachers" (NAME = "module:Class").
+
+    Raises:
+        UserError: if a package's entry point cannot be loaded, or is no Teacher.
+    """
+    for entry in _entry_points():
+        if entry.name in _FAMILIES:
+            continue
+        try:
+            family = entry.load()
+        except Exception as error:  # another package's code: whatever it raises
+            raise UserError(
+                f"teacher family {entry.name!r} of the package "
+                f"{entry.dist.name if entry.dist else '?'} cannot be loaded ({entry.value}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not (isinstance(family, type) and issubclass(family, Teacher)):
+            raise UserError(
+                f"teacher family {entry.name!r} ({entry.value}) is no subclass of teachers.Teacher"
+            )
+        _FAMILIES[entry.name] = family
+    return dict(sorted(_FAMILIES.items()))
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=ENTRY_POINTS)
 
 
 def size_error(info: TeacherInfo, size: Size) -> str | None:
@@ -140,7 +192,7 @@ def describe_teacher(spec: TeacherSpec) -> TeacherInfo:
     """
     family = _family(spec)
     _check_names(spec)
-    return family.describe(spec, files.resolve(spec.weights))
+    return _described(family, spec, family.locate(spec))
 
 
 def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teacher:
@@ -153,8 +205,8 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
     """
     family = _family(spec)
     _check_names(spec)
-    checkpoint = files.fetch(files.resolve(spec.weights))
-    info = family.describe(spec, checkpoint)
+    checkpoint = files.fetch(family.locate(spec), spec.allow_pickle, spec.trust_remote_code)
+    info = _described(family, spec, checkpoint)
     for size in spec.sizes:
         problem = family.size_error(info, size)
         if problem:
@@ -164,10 +216,22 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
     return teacher.to(device)
 
 
+def _described(family: type[Teacher], spec: TeacherSpec, checkpoint: Checkpoint) -> TeacherInfo:
+    info = family.describe(spec, checkpoint)
+    if spec.layer is None or info.stride is None:
+        return info
+    if info.layers is None:
+        raise UserError(f"{spec.weights}: family {spec.family!r} offers no earlier layer")
+    if not 1 <= spec.layer <= info.layers:
+        raise UserError(f"{spec.weights}: layer {spec.layer} is not one of 1 to {info.layers}")
+    return info
+
+
 def _family(spec: TeacherSpec) -> type[Teacher]:
-    if spec.family not in FAMILIES:
-        raise UserError(f"teacher family {spec.family!r}{did_you_mean(spec.family, FAMILIES)}")
-    return FAMILIES[spec.family]
+    known = families()
+    if spec.family not in known:
+        raise UserError(f"teacher family {spec.family!r}{did_you_mean(spec.family, known)}")
+    return known[spec.family]
 
 
 def _check_names(spec: TeacherSpec) -> None:
@@ -178,6 +242,17 @@ def _check_names(spec: TeacherSpec) -> None:
         raise UserError(f"{spec.weights}: tokens is empty; name summary, dense or both")
     if spec.dtype not in DTYPES:
         raise UserError(f"{spec.weights}: dtype {spec.dtype!r}{did_you_mean(spec.dtype, DTYPES)}")
+    if spec.micro_batch is not None and spec.micro_batch < 1:
+        raise UserError(f"{spec.weights}: micro_batch {spec.micro_batch} must be at least 1")
+    for key in ("mean", "std"):
+        values = getattr(spec, key)
+        if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
+            raise UserError(
+                f"{spec.weights}: {key} {list(values)} must be three numbers, as the "
+                "model was trained with; a std is above 0"
+            )
+    if (spec.mean is None) != (spec.std is None):
+        raise UserError(f"{spec.weights}: give mean and std together, or neither")
 
 
 def _sides(size: Size) -> tuple[int, int]:

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from students.errors import UserError
-from teachers import checkpoint as files
+from teachers import contents
 from teachers.checkpoint import Checkpoint
 from teachers.loading import build_config, count_parameters
 from teachers.spec import TeacherInfo, TeacherSpec
-from teachers.teacher import FAMILIES, Teacher
+from teachers.teacher import Teacher, families
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a configuration says of an encoder: native side and stride in pixels, token widths."""
+    """What a configuration says of an encoder: native side and stride in pixels, token widths, and
+    the blocks that `spec.layer` may choose from (None: it offers no earlier layer)."""
 
     size: int
     stride: int
     summary_dim: int | None
     dense_dim: int
+    layers: int | None = None
 
 
 class TransformersTeacher(Teacher):
@@ -41,20 +43,25 @@ class TransformersTeacher(Teacher):
         """
         if checkpoint.folder is None:
             return TeacherInfo(spec, fetched=False, source=checkpoint.source)
-        fields = files.read_config(checkpoint)
-        cls._check_model_type(spec, fields["model_type"])
-        preprocessor, mean, std = files.read_preprocessor(checkpoint), None, None
-        if preprocessor or checkpoint.fetched:
-            mean, std = files.pixel_statistics(checkpoint, preprocessor)
+        fields = contents.read_config(checkpoint)
+        cls._check_model_type(spec, fields.get("model_type"))
+        preprocessor, source = contents.read_preprocessor(checkpoint)
+        mean, std, source = contents.pixel_statistics(
+            spec,
+            checkpoint,
+            preprocessor.get("image_mean"),
+            preprocessor.get("image_std"),
+            source,
+        )
         config = build_config(checkpoint, fields)
         geometry = cls.geometry(config, preprocessor)
         given = {"summary": geometry.summary_dim, "dense": geometry.dense_dim}
         if not any(given[kind] for kind in spec.tokens):
             raise UserError(f"{spec.weights}: gives no summary; set tokens to [dense]")
         if checkpoint.fetched:
-            shapes = files.weight_shapes(checkpoint)
+            shapes = contents.weight_shapes(checkpoint)
             vision = {name: shape for name, shape in shapes.items() if cls.is_vision_weight(name)}
-            parameters = files.count_elements(vision)
+            parameters = contents.count_elements(vision)
         else:
             parameters = count_parameters(*cls.vision_part(config))
         return TeacherInfo(
@@ -68,19 +75,22 @@ class TransformersTeacher(Teacher):
             parameters=parameters,
             mean=mean,
             std=std,
-            licence=files.licence(checkpoint),
+            statistics_from=source,
+            licence=contents.licence(checkpoint),
+            layers=geometry.layers,
         )
 
     @classmethod
-    def _check_model_type(cls, spec: TeacherSpec, found: str) -> None:
+    def _check_model_type(cls, spec: TeacherSpec, found: Any) -> None:
         if found in cls.model_types:
             return
+        known = families()
         fitting = [
-            name for name, other in FAMILIES.items() if found in getattr(other, "model_types", ())
+            name for name, other in known.items() if found in getattr(other, "model_types", ())
         ]
-        hint = (
-            f"use family {fitting[0]!r}" if fitting else f"families: {', '.join(sorted(FAMILIES))}"
-        )
+        hint = f"use family {fitting[0]!r}" if fitting else f"families: {', '.join(known)}"
+        if found is None:
+            raise UserError(f"{spec.weights}: config.json names no model_type; {hint}")
         raise UserError(
             f"{spec.weights}: its config.json says model_type {found!r}, which is not of family "
             f"{spec.family!r}; {hint}"

@@ -58,6 +58,12 @@ def teacher_spec(config: TeacherConfig) -> TeacherSpec:
         sizes=tuple(config.sizes),
         tokens=tuple(config.tokens),
         dtype=config.dtype,
+        layer=config.layer,
+        micro_batch=config.micro_batch,
+        mean=None if config.mean is None else tuple(config.mean),
+        std=None if config.std is None else tuple(config.std),
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
     )
 
 
@@ -84,15 +90,16 @@ def _top(recipe: Recipe, found: list[str]) -> None:
 
 
 def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
-    from teachers import FAMILIES, describe_teacher, size_error
+    from teachers import describe_teacher, families, size_error
 
     path, found = join("teachers", name), result.problems
-    if config.family not in FAMILIES:
-        hint = did_you_mean(config.family, FAMILIES)
+    known = families()
+    if config.family not in known:
+        hint = did_you_mean(config.family, known)
         found.append(f"{path}.family: unknown family {config.family!r}{hint}")
     wrong = unknown_names(f"{path}.tokens", config.tokens, TOKEN_KINDS, "token kind")
     found += wrong
-    if wrong or config.family not in FAMILIES:
+    if wrong or config.family not in known:
         return
     try:
         info = describe_teacher(teacher_spec(config))
@@ -144,15 +151,15 @@ def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
 def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
     """A mask decoder needs features in its teacher's own scale; a text tower only directions."""
     from students.normalisers import INVERTIBLE
-    from teachers import FAMILIES, Teacher
+    from teachers import Teacher, families
 
     taught = {
         t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
     }
     for name, config in recipe.teachers.items():
-        if name not in taught or config.family not in FAMILIES or INVERTIBLE[config.normaliser]:
+        if name not in taught or config.family not in families() or INVERTIBLE[config.normaliser]:
             continue
-        decodes = FAMILIES[config.family].mask_decoder is not Teacher.mask_decoder
+        decodes = families()[config.family].mask_decoder is not Teacher.mask_decoder
         if "masks" in validate.tasks and decodes:
             result.problems.append(
                 f"{join('teachers', name)}.normaliser: {config.normaliser!r} has no inverse, and "

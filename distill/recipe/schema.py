@@ -57,7 +57,12 @@ class DataConfig:
 
 @dataclass
 class TeacherConfig:
-    """A frozen teacher. `sizes`: the sizes it may be shown (default: its own)."""
+    """A frozen teacher. `sizes`: the sizes it may be shown (default: its own).
+
+    What a teacher may cost: `tokens`, `layer` (dense tokens after this block instead of the last),
+    `micro_batch` (images of one forward pass). `mean` and `std`: pixel statistics for a checkpoint
+    that brings none. `trust_remote_code` and `allow_pickle`: what a checkpoint may bring along.
+    """
 
     family: str
     weights: str
@@ -66,6 +71,12 @@ class TeacherConfig:
     dtype: str = field(
         default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
     )
+    layer: int | None = field(default=None, metadata={"least": 1})
+    micro_batch: int | None = field(default=None, metadata={"least": 1})
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
     normaliser: str = field(default="standardise", metadata={"choices": NORMALISERS})
     weight: float = field(default=1.0, metadata={"above": 0.0})
 

@@ -351,14 +351,14 @@ def test_bad_config(content, message, copy):
 def test_bad_statistics(bad, copy):
     spec, folder = copy("dinov2")
     change_json(folder / "preprocessor_config.json", image_std=bad)
-    with pytest.raises(UserError, match="image_std"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json says std"):
         describe_teacher(spec)
 
 
 def test_no_statistics(copy):
     spec, folder = copy("dinov2")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"add one with the image_mean"):
+    with pytest.raises(UserError, match=r"no preprocessor_config.json.*mean: \[0.5"):
         describe_teacher(spec)
 
 
