@@ -164,7 +164,12 @@ class Runner:
         config = self.recipe.teachers.get(name)
         if config is not None:
             return TargetTeacher.of(
-                name, self.teacher(name), list(config.sizes), config.normaliser, config.weight
+                name,
+                self.teacher(name),
+                list(config.sizes),
+                config.normaliser,
+                config.weight,
+                config.batch_share,
             )
         sizes = self.recipe.stages[stage].teacher_sizes or self.recipe.stages[stage].image_sizes
         return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")

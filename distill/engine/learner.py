@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from distill.engine.targets import Rows
 from distill.optim import build_optimiser
 from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
@@ -29,10 +31,16 @@ class Learner(nn.Module):
         # A ModuleDict takes no name with a dot, and a teacher may be called so.
         self.spaces = nn.ModuleList(spaces.values())
 
-    def forward(self, pixels: Tensor, size: int) -> dict[str, Features]:
-        """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`."""
+    def forward(
+        self, pixels: Tensor, size: int, rows: Mapping[str, Rows] | None = None
+    ) -> dict[str, Features]:
+        """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`; with
+        `rows`, of each teacher those alone."""
         features = self.student(pixels, size)
-        return {name: self.space(name).predict(features) for name in self.teachers}
+        return {
+            name: self.space(name).predict(_rows(features, rows and rows[name]))
+            for name in self.teachers
+        }
 
     def space(self, teacher: str) -> Space:
         """The space of one teacher."""
@@ -43,6 +51,12 @@ class Learner(nn.Module):
     def own_spaces(self) -> Spaces:
         """All spaces, as they are stored."""
         return Spaces({("student", name): self.space(name) for name in self.teachers})
+
+
+def _rows(features: Features, rows: Rows | None) -> Features:
+    if rows is None or rows.index is None:
+        return features
+    return features.map(lambda _, tokens: rows.of(tokens))
 
 
 @dataclass

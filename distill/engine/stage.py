@@ -16,7 +16,7 @@ from distill.data.photometrics import photometrics
 from distill.data.sources import Source
 from distill.engine.checkpoint import load_trainee, newest_checkpoint, save_checkpoint
 from distill.engine.learner import StudentPlan, Trainee, build_learner, initial_student
-from distill.engine.targets import TargetTeacher, calibrate, widths
+from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
 from distill.losses import best_scale, explained_variance, token_loss
 from distill.optim import learning_rate
 from distill.progress import Progress
@@ -114,9 +114,9 @@ class Stage:
         steps = min(self.config.calibration_batches, self.config.train.steps)
         with self.progress.task(f"{self.name}: measuring targets", steps) as bar:
 
-            def stream() -> Iterator[tuple[int, Tensor]]:
-                for step, _, pixels in self._pixels(0, steps):
-                    yield step, pixels
+            def stream() -> Iterator[tuple[int, Tensor, dict[str, Rows]]]:
+                for step, batch, pixels in self._pixels(0, steps):
+                    yield step, pixels, self._rows(batch)
                     bar.advance()
 
             calibrate(
@@ -144,9 +144,9 @@ class Stage:
         train, log = self.config.train, StageLog(self, trainees, first)
         with self.progress.task(f"{self.name}: training", train.steps, first) as bar:
             asked = time.perf_counter()
-            for step, _, pixels in self._pixels(first, train.steps - first):
+            for step, batch, pixels in self._pixels(first, train.steps - first):
                 arrived = time.perf_counter()
-                self._step(trainees, step, pixels)
+                self._step(trainees, step, pixels, self._rows(batch))
                 log.waited += arrived - asked
                 if (step + 1) % train.log_every == 0 or step + 1 == train.steps:
                     bar.note(log.write(step + 1))
@@ -155,13 +155,23 @@ class Stage:
                     self._save(step + 1, trainees)
                 asked = time.perf_counter()
 
-    def _step(self, trainees: list[Trainee], step: int, pixels: Tensor) -> None:
+    def _rows(self, batch: Batch) -> dict[str, Rows]:
+        """The rows of a batch that each teacher sees."""
+        size = self.config.train.batch_size
+        return {
+            name: rows_seen(batch.positions, teacher.batch_share, size)
+            for name, teacher in self.teachers.items()
+        }
+
+    def _step(
+        self, trainees: list[Trainee], step: int, pixels: Tensor, rows: dict[str, Rows]
+    ) -> None:
         """One batch: each teacher once, then each student forward, backward and update."""
-        targets = self._targets(step, pixels)
+        targets = self._targets(step, pixels, rows)
         rate = learning_rate(step, self.config.train)
         for trainee in trainees:
-            predictions = self._predict(trainee.wrapped, trainee.plan, step, pixels)
-            loss = self._loss(trainee, predictions, targets)
+            predictions = self._predict(trainee.wrapped, trainee.plan, step, pixels, rows)
+            loss = self._loss(trainee, predictions, targets, rows)
             loss.backward()
             if self.config.train.clip is not None:
                 nn.utils.clip_grad_norm_(trainee.learner.parameters(), self.config.train.clip)
@@ -172,29 +182,39 @@ class Stage:
             if trainee.ema is not None:
                 trainee.ema.update_parameters(trainee.learner)
 
-    def _targets(self, step: int, pixels: Tensor) -> dict[str, Features]:
+    def _targets(self, step: int, pixels: Tensor, rows: dict[str, Rows]) -> dict[str, Features]:
         seed = self.recipe.seed
         return {
-            name: teacher.targets(teacher.features(pixels, seed, self.name, step))
+            name: teacher.targets(teacher.features(rows[name].of(pixels), seed, self.name, step))
             for name, teacher in self.teachers.items()
         }
 
     def _predict(
-        self, module: nn.Module, plan: StudentPlan, step: int, pixels: Tensor
+        self,
+        module: nn.Module,
+        plan: StudentPlan,
+        step: int,
+        pixels: Tensor,
+        rows: dict[str, Rows],
     ) -> dict[str, Features]:
         # A student's size goes with its seed alone, so that two students of a seed see the same.
         size = draw_size(self.config.image_sizes, plan.seed, self.name, step, "student")
         with torch.autocast(
             self.device.type, self.autocast or torch.float32, enabled=self.autocast is not None
         ):
-            return module(pixels, size)
+            return module(pixels, size, rows)
 
     def _loss(
-        self, trainee: Trainee, predictions: dict[str, Features], targets: dict[str, Features]
+        self,
+        trainee: Trainee,
+        predictions: dict[str, Features],
+        targets: dict[str, Features],
+        rows: dict[str, Rows],
     ) -> Tensor:
         total = torch.zeros((), device=self.device)
         for name, predicted in predictions.items():
-            for kind, (loss, sums) in compare(predicted, targets[name], self.config.loss).items():
+            for kind, (mean, sums) in compare(predicted, targets[name], self.config.loss).items():
+                loss = rows[name].weight * mean
                 total = total + self.teachers[name].weight * loss
                 where = (name, kind)
                 trainee.sums[where] = trainee.sums.get(where, 0) + sums
@@ -214,10 +234,11 @@ class Stage:
         for trainee in trainees:
             trainee.result.eval()
         with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
-            for step, _, pixels in self._pixels(0, steps):
-                targets = self._targets(step, pixels)
+            for step, batch, pixels in self._pixels(0, steps):
+                rows = self._rows(batch)
+                targets = self._targets(step, pixels, rows)
                 for i, trainee in enumerate(trainees):
-                    predictions = self._predict(trainee.result, trainee.plan, step, pixels)
+                    predictions = self._predict(trainee.result, trainee.plan, step, pixels, rows)
                     for name, predicted in predictions.items():
                         parts = compare(predicted, targets[name], self.config.loss)
                         for kind, (_, part) in parts.items():

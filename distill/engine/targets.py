@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,19 +19,69 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a rank's batch that a teacher sees.
+
+    `index` (n,) int64 on the CPU, None for all of them. `weight` makes of a mean over these rows
+    this rank's part of the mean over all ranks' rows, as an average over ranks adds it up.
+    """
+
+    index: Tensor | None = None
+    weight: float = 1.0
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """These rows of (B, ...)."""
+        if self.index is None:
+            return tokens
+        return tokens.index_select(0, self.index.to(tokens.device, non_blocking=True))
+
+
+def rows_seen(positions: Tensor, share: float, batch_size: int) -> Rows:
+    """The rows that a teacher with this `batch_share` sees, spread evenly over the stream.
+
+    A position p of the stream belongs to them if floor((p + 1) share) > floor(p share): whichever
+    rank holds it, and a stretch of n positions has at least floor(n share) of them.
+
+    Args:
+        positions: (b,) int64 of this rank's rows, b of `batch_size` over all ranks in order.
+        share: in (0, 1].
+        batch_size: over all ranks.
+    """
+    if share == 1:
+        return Rows()
+
+    def before(position: int) -> int:
+        return math.floor(position * share + 1e-9)
+
+    seen = [before(p + 1) > before(p) for p in positions.tolist()]
+    start = int(positions[0]) // batch_size * batch_size
+    everywhere = before(start + batch_size) - before(start)
+    index = torch.tensor(seen).nonzero()[:, 0]
+    return Rows(index, len(index) * batch_size / (len(positions) * everywhere))
+
+
 @dataclass
 class TargetTeacher:
-    """A teacher in a stage: the sizes that it draws from, and a normaliser per token kind."""
+    """A teacher in a stage: the sizes that it draws from, a normaliser per token kind, its weight
+    in the loss and the share of each batch that it sees."""
 
     name: str
     teacher: Teacher
     sizes: list[int]
     normalisers: dict[str, Normaliser]
     weight: float = 1.0
+    batch_share: float = 1.0
 
     @classmethod
     def of(
-        cls, name: str, teacher: Teacher, sizes: list[int], normaliser: str, weight: float = 1.0
+        cls,
+        name: str,
+        teacher: Teacher,
+        sizes: list[int],
+        normaliser: str,
+        weight: float = 1.0,
+        batch_share: float = 1.0,
     ) -> TargetTeacher:
         """A teacher whose normalisers have yet to be calibrated."""
         device = next(teacher.parameters()).device
@@ -39,7 +90,7 @@ class TargetTeacher:
             for kind, width in widths(teacher).items()
             if width is not None
         }
-        return cls(name, teacher, sizes or [teacher.size], normalisers, weight)
+        return cls(name, teacher, sizes or [teacher.size], normalisers, weight, batch_share)
 
     def features(self, pixels: Tensor, seed: int, stage: str, step: int) -> Features:
         """The teacher's own features of pixels (B, 3, H, W) in [0, 1] at this step's size."""
@@ -58,22 +109,23 @@ def widths(teacher: Teacher) -> dict[str, int | None]:
 
 def calibrate(
     teachers: Iterable[TargetTeacher],
-    pixels: Iterable[tuple[int, Tensor]],
+    batches: Iterable[tuple[int, Tensor, dict[str, Rows]]],
     *,
     seed: int,
     stage: str,
     accelerator: Accelerator,
 ) -> None:
-    """Fit every normaliser on (step, pixels) batches, over the sizes that the stage draws.
+    """Fit every normaliser on (step, pixels, rows by teacher), over the sizes that the stage draws.
 
     Statistics are float64 on each rank and merged by Chan's formula, so that any number of ranks
     gives the same normaliser (EUPE measures over 500 batches and then keeps mean and std).
     """
     teachers = list(teachers)
     moments: dict[tuple[str, str], Moments] = {}
-    for step, batch in pixels:
+    for step, pixels, rows in batches:
         for teacher in teachers:
-            features = teacher.features(batch, seed, stage, step)
+            seen = rows[teacher.name].of(pixels)
+            features = teacher.features(seen, seed, stage, step)
             for kind in teacher.normalisers:
                 tokens = features.get(kind)
                 assert tokens is not None

@@ -60,6 +60,7 @@ class TeacherConfig:
     """A frozen teacher. `sizes`: the sizes it may be shown (default: its own).
 
     What a teacher may cost: `tokens`, `layer` (dense tokens after this block instead of the last),
+    `batch_share` (it sees that share of each batch, and the loss counts only those images),
     `micro_batch` (images of one forward pass). `mean` and `std`: pixel statistics for a checkpoint
     that brings none. `trust_remote_code` and `allow_pickle`: what a checkpoint may bring along.
     """
@@ -72,6 +73,7 @@ class TeacherConfig:
         default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")}
     )
     layer: int | None = field(default=None, metadata={"least": 1})
+    batch_share: float = field(default=1.0, metadata={"above": 0.0, "most": 1.0})
     micro_batch: int | None = field(default=None, metadata={"least": 1})
     mean: list[float] | None = None
     std: list[float] | None = None

@@ -50,6 +50,13 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
     found += no_multiples(f"{path}.teacher_sizes", stage.teacher_sizes, learners)
     found += _loss(recipe, f"{path}.loss", stage.loss, sorted(used))
     train = stage.train
+    for teacher in sorted(used & set(recipe.teachers)):
+        share = recipe.teachers[teacher].batch_share
+        if share * train.batch_size < 1:
+            found.append(
+                f"{join('teachers', teacher)}.batch_share: {share:g} of {path}.train.batch_size, "
+                f"{train.batch_size}, is less than one image"
+            )
     if train.min_lr > train.lr:
         found.append(f"{path}.train.min_lr: {train.min_lr:g} is more than lr, {train.lr:g}")
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):

@@ -18,6 +18,10 @@ BIN = Path(sys.executable).parent
 
 @pytest.mark.slow
 def test_two_ranks_are_one(tiny, tmp_path):
+    # Of the eight images of a batch, the teacher sees two on one rank and one on the other.
+    tiny["teachers"]["sam"]["batch_share"] = 0.375
+    for stage in tiny["stages"].values():
+        stage["train"]["batch_size"] = 8
     recipe = from_dict(tiny)
     run(recipe, run_dir=tmp_path / "one", quiet=True)
     (tmp_path / "tiny.yaml").write_text(to_yaml(recipe))
