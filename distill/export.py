@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.lineage import warnings
 from students import Spaces, Student
 
 
@@ -89,6 +90,8 @@ def model_card(student: Student, spaces: Spaces, origin: Origin) -> str:
         f"| {name} | {about['weights']} | {about['licence'] or 'unknown'} |"
         for name, about in origin.teachers.items()
     )
+    bound = "".join(f"- {line}\n" for line in warnings(origin.teachers))
+    bound = f"\nBefore this student is given away, read the licences:\n\n{bound}" if bound else ""
     reached = ", ".join(f"`{teacher}`" for teacher, _ in spaces.routes())
     data = ", ".join(f"{name} (`{source}`)" for name, source in origin.data.items())
     dense = (
@@ -116,8 +119,8 @@ A {student.arch} encoder of {student.parameter_count:,} parameters, distilled fo
 |---|---|---|
 {teachers}
 
-Images: {data}. The licences of the teachers' weights may bind what is learnt from them.
-
+Images: {data}.
+{bound}
 ```python
 import timm
 

@@ -95,10 +95,6 @@ class RunFolder:
         found = newest_checkpoint(self.path / stage / "checkpoint")
         return set() if found is None else set(found.students)
 
-    def teachers_of(self, student: str) -> dict[str, dict[str, Any]]:
-        """What an exported student says of its teachers."""
-        return json.loads((self.path / student / "adapters.json").read_text())["teachers"]
-
     def validated(self, recipe: Recipe) -> bool:
         """Whether validation.json holds what this recipe asks for."""
         try:

@@ -20,6 +20,7 @@ from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher
 from distill.export import Origin, export_student, exported_steps
 from distill.folder import RunFolder
+from distill.lineage import lineage, warnings
 from distill.progress import Progress
 from distill.recipe.load import prepare
 from distill.recipe.resolve import teacher_spec
@@ -177,9 +178,10 @@ class Runner:
     def _export(self, stage: str, trainee: Trainee) -> None:
         plan, learner = trainee.plan, trainee.result
         spaces: Spaces = learner.own_spaces()
-        about: dict[str, dict[str, Any]] = {}
+        about = lineage(
+            self.recipe, plan, self.folder.path, lambda teacher: self.teacher(teacher).info
+        )
         for teacher in learner.teachers:
-            about |= self._about(teacher)
             if teacher not in self.recipe.teachers:
                 spaces = spaces.beyond(teacher, Spaces.load(self.folder.path / teacher))
         config = self.recipe.stages[stage]
@@ -199,19 +201,8 @@ class Runner:
                 data={name: source.source for name, source in self.recipe.data.train.items()},
             ),
         )
-
-    def _about(self, teacher: str) -> dict[str, dict[str, Any]]:
-        """Family, weights and licence of a teacher, and of those that it learnt from itself."""
-        spec, info = self.spec(teacher), self.teacher(teacher).info
-        if teacher in self.recipe.teachers:
-            return {
-                teacher: {
-                    "family": spec.family,
-                    "weights": spec.weights,
-                    "licence": info.licence,
-                }
-            }
-        return dict(self.folder.teachers_of(teacher))
+        for line in warnings(about):
+            self.progress.say(f"licence of {stage}/{plan.name}: {line}")
 
     def validate(self) -> list[dict[str, Any]]:
         """Probe all models, unless it has been done; write the report."""

@@ -38,7 +38,7 @@ class Learner(nn.Module):
         `rows`, of each teacher those alone."""
         features = self.student(pixels, size)
         return {
-            name: self.space(name).predict(_rows(features, rows and rows[name]))
+            name: self.space(name).predict(_rows(features, rows[name] if rows else Rows()))
             for name in self.teachers
         }
 
@@ -53,8 +53,8 @@ class Learner(nn.Module):
         return Spaces({("student", name): self.space(name) for name in self.teachers})
 
 
-def _rows(features: Features, rows: Rows | None) -> Features:
-    if rows is None or rows.index is None:
+def _rows(features: Features, rows: Rows) -> Features:
+    if rows.index is None:
         return features
     return features.map(lambda _, tokens: rows.of(tokens))
 

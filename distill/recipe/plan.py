@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distill.lineage import warnings
 from distill.recipe.build import RecipeError
 from distill.recipe.checks import Survey
 from distill.recipe.resolve import survey
@@ -229,6 +230,9 @@ def _notes(recipe: Recipe, known: Survey) -> list[str]:
             notes.append(f"teachers.{name}: no student learns from it; it is only validated")
         if not info.fetched:
             notes.append(f"teachers.{name}: {info.source} is not fetched yet; a run will fetch it")
+        if info.fetched or info.licence is not None:
+            about = {name: {"weights": info.spec.weights, "licence": info.licence}}
+            notes += [f"licence: {line}" for line in warnings(about)]
     canvas = recipe.data.views.canvas
     for name, stage in recipe.stages.items():
         largest = max(stage.image_sizes)

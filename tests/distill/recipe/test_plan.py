@@ -98,7 +98,10 @@ def test_notes(tiny):
     notes = plan(from_dict(tiny)).notes
     assert any(n.startswith("teachers.idle: no student learns") for n in notes)
     assert any(n.startswith("stages.multires: views of 40 pixels") for n in notes)
-    assert len(notes) == 2
+    licences = [n for n in notes if n.startswith("licence: ")]
+    assert len(licences) == len(tiny["teachers"])  # folders without a model card
+    assert all("has no known licence" in n for n in licences)
+    assert len(notes) == 2 + len(licences)
 
 
 def test_a_recipe_with_problems_has_no_plan(tiny):
