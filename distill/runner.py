@@ -163,16 +163,17 @@ class Runner:
 
     def _target(self, stage: str, name: str) -> TargetTeacher:
         config = self.recipe.teachers.get(name)
+        drawn = self.recipe.stages[stage].teacher_sizes
         if config is not None:
             return TargetTeacher.of(
                 name,
                 self.teacher(name),
-                list(config.sizes),
+                list(config.sizes or drawn),
                 config.normaliser,
                 config.weight,
                 config.batch_share,
             )
-        sizes = self.recipe.stages[stage].teacher_sizes or self.recipe.stages[stage].image_sizes
+        sizes = drawn or self.recipe.stages[stage].image_sizes
         return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")
 
     def _export(self, stage: str, trainee: Trainee) -> None:

@@ -39,11 +39,7 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
         for reference in sorted(used - set(recipe.teachers))
         if reference.partition("/")[0] in order[: order.index(name)]
     }
-    if stage.teacher_sizes and used <= set(recipe.teachers):
-        found.append(
-            f"{path}.teacher_sizes: no teacher of this stage is an earlier stage's student; "
-            "the sizes of the others are teachers.NAME.sizes"
-        )
+    found += _teacher_sizes(recipe, path, stage, sorted(used), result)
     # Earlier students are shown the same sizes as these, unless there are some for them.
     shown = mine if stage.teacher_sizes else mine | learners
     found += no_multiples(f"{path}.image_sizes", stage.image_sizes, shown)
@@ -61,6 +57,29 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
         found.append(f"{path}.train.min_lr: {train.min_lr:g} is more than lr, {train.lr:g}")
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
         found.append(f"{path}.train.betas: {train.betas} is no pair of numbers in [0, 1)")
+
+
+def _teacher_sizes(
+    recipe: Recipe, path: str, stage: StageConfig, used: list[str], result: Survey
+) -> list[str]:
+    """Whether the teachers without sizes of their own take `teacher_sizes`."""
+    from teachers import size_error
+
+    if not stage.teacher_sizes:
+        return []
+    bound = [t for t in used if t not in recipe.teachers or not recipe.teachers[t].sizes]
+    if not bound:
+        return [
+            f"{path}.teacher_sizes: every teacher of this stage has sizes of its own "
+            "(teachers.NAME.sizes), so these would do nothing"
+        ]
+    return [
+        f"{path}.teacher_sizes[{index}]: {fault}"
+        for teacher in bound
+        if (info := result.teachers.get(teacher)) is not None
+        for index, size in enumerate(stage.teacher_sizes)
+        if (fault := size_error(info, size))
+    ]
 
 
 def unseeded(recipe: Recipe, reference: str) -> str:

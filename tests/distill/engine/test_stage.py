@@ -19,7 +19,7 @@ from distill.runner import run
 from students import Spaces, build_student, load_student, match_grids
 from students.keys import draw_size
 from students.spaces import Space
-from teachers import TeacherSpec, load_teacher
+from teachers import Teacher, TeacherSpec, load_teacher
 
 
 def weights_of(folder):
@@ -187,6 +187,22 @@ def test_seeds_are_students_of_their_own(tiny, tmp_path):
     torch.testing.assert_close(
         last["blocks.0.mlp.fc1.weight"], second["blocks.0.mlp.fc1.weight"], atol=1e-6, rtol=1e-5
     )
+
+
+def test_a_teacher_without_sizes_draws_from_the_stages(tiny, tmp_path, monkeypatch):
+    del tiny["stages"]["multires"]
+    stage = tiny["stages"]["proxy"]
+    stage["teacher_sizes"], stage["image_sizes"] = [40, 48], [32]
+    seen = {"Dinov2Teacher": set(), "SamTeacher": set()}
+    forward = Teacher.forward
+
+    def noted(self, pixels, size=None):
+        seen[type(self).__name__].add(size)
+        return forward(self, pixels, size)
+
+    monkeypatch.setattr(Teacher, "forward", noted)
+    run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    assert seen == {"Dinov2Teacher": {40, 48}, "SamTeacher": {32, 48}}
 
 
 def test_moving_average_is_what_is_exported(tiny, tmp_path):

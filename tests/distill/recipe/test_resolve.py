@@ -145,8 +145,8 @@ VIT = "stages/multires/students/vit"
         ),
         (
             "stages/proxy/teacher_sizes",
-            [32],
-            "stages.proxy.teacher_sizes: no teacher of this stage",
+            [32, 2],
+            "stages.proxy.teacher_sizes[1]: ",
         ),
         (
             "stages/proxy/loss",
@@ -241,6 +241,13 @@ def test_sizes_of_the_probes_fit_every_stage_that_is_probed(tiny):
     assert "the first of the last stage" in line
     tiny["validate"] = {"stages": ["multires"]}
     assert problems(from_dict(tiny)) == []
+
+
+def test_teacher_sizes_that_no_teacher_would_draw_from(tiny):
+    tiny["stages"]["proxy"]["students"]["proxy"]["teachers"] = ["sam"]
+    tiny["stages"]["proxy"]["teacher_sizes"] = [48]
+    (found,) = problems(from_dict(tiny))
+    assert found.startswith("stages.proxy.teacher_sizes: every teacher of this stage has sizes")
 
 
 def test_seeds_have_to_be_there_where_they_are_learnt_from(tiny):
