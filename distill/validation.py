@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 def validate_run(runner: Runner) -> list[dict[str, Any]]:
     """Probe everything the recipe asks for; write validation.json, print the table."""
+    from distill.comparison import comparison_table, render_terminal
     from distill.probes.world import World
     from distill.report.pictures import draw_pictures
-    from distill.retention import comparison_table, render_terminal
 
     recipe, config = runner.recipe, runner.recipe.validate
     assert config is not None

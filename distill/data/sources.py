@@ -87,6 +87,11 @@ class FolderSource:
             return str(error)
         return None
 
+    @staticmethod
+    def count(rest: str) -> int:
+        """How many images `folder:rest` has; opens none."""
+        return len(FolderSource(rest))
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -137,6 +142,11 @@ class ScenesSource:
             return str(error)
         return None
 
+    @staticmethod
+    def count(rest: str) -> int:
+        """How many images `scenes:rest` has; draws nothing."""
+        return _scene_options(rest).count
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -153,6 +163,16 @@ SCHEMES: dict[str, type[FolderSource] | type[ScenesSource]] = {
     "folder": FolderSource,
     "scenes": ScenesSource,
 }
+
+
+def count_samples(spec: str) -> int:
+    """How many images a source has, without making them.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    scheme, rest = _split(spec)
+    return SCHEMES[scheme].count(rest)
 
 
 def open_source(spec: str) -> Source:

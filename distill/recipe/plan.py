@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distill.data.sources import count_samples
 from distill.lineage import warnings
 from distill.recipe.build import RecipeError
 from distill.recipe.checks import Survey
@@ -88,7 +89,7 @@ def plan(recipe: Recipe) -> Plan:
     known = survey(recipe)
     if known.problems:
         raise RecipeError(known.problems)
-    images = sum(_samples(source.source) for source in recipe.data.train.values())
+    images = sum(count_samples(source.source) for source in recipe.data.train.values())
     return Plan(
         recipe,
         images,
@@ -96,14 +97,6 @@ def plan(recipe: Recipe) -> Plan:
         tuple(_stage(recipe, name, known, images) for name in recipe.stages),
         tuple(_notes(recipe, known)),
     )
-
-
-def _samples(source: str) -> int:
-    """Number of images of a source; scenes are not drawn for it."""
-    from distill.data.sources import _scene_options, open_source
-
-    scheme, _, rest = source.partition(":")
-    return _scene_options(rest).count if scheme == "scenes" else len(open_source(source))
 
 
 def _teacher(recipe: Recipe, name: str, known: Survey) -> PlannedTeacher:

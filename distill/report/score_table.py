@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.retention import AVERAGE, Cell, Column, Table, TableRow, comparison_table
+from distill.comparison import Cell, Column, Table, TableRow, comparison_table
+from distill.retention import AVERAGE
 
 _LOWER = " \N{DOWNWARDS ARROW}"
 

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from distill.scenes.captions import VOCABULARY, caption
 from distill.scenes.dataset import Scenes
-from distill.scenes.generate import FAR, KINDS, MAX_SHAPES, NEAR
+from distill.scenes.generate import FAR, KINDS, NEAR
+from distill.scenes.mask_objectives import affinity, dice, draw_prompts, focal
 
 WIDTH, DEPTH, HEADS, PATCH = 96, 4, 3, 8
 TEXT_LENGTH = 24
@@ -317,7 +318,7 @@ def train_sam(
         model.prompt_encoder.image_embedding_size = (side, side)
         model.prompt_encoder.input_image_size = size
         embedding = embeddings(batch.pixels)
-        chosen, points, boxes = _prompts(batch.instances, prompts, dice_random)
+        chosen, points, boxes = draw_prompts(batch.instances, prompts, dice_random)
         if dice_random.random() < 0.7:
             asked = {"input_points": points, "input_labels": torch.ones(b, prompts, 1).long()}
         else:
@@ -328,14 +329,14 @@ def train_sam(
         logits = out.pred_masks.float()  # (B, prompts, masks, 4 side, 4 side)
         truth = (batch.instances[:, None] == chosen[:, :, None, None]).float()
         truth = F.avg_pool2d(truth, size // logits.shape[-1])[:, :, None].expand_as(logits)
-        per_mask = 10 * _focal(logits, truth) + _dice(logits.sigmoid(), truth)
+        per_mask = 10 * focal(logits, truth) + dice(logits.sigmoid(), truth)
         hard, hit = truth > 0.5, logits > 0
         overlap = (hard & hit).sum((-1, -2)) / (hard | hit).sum((-1, -2)).clamp_min(1)
         quality = F.mse_loss(out.iou_scores.float(), overlap)
         return {
             "masks": per_mask.min(-1).values.mean() + 0.1 * per_mask.mean(),
             "quality": quality,
-            "affinity": _affinity(embedding, batch.instances, temperature, threshold),
+            "affinity": affinity(embedding, batch.instances, temperature, threshold),
         }
 
     log = train(everything, loss_of, batches(scenes, steps, batch, 0.55, True), steps, 1.0e-3)
@@ -346,65 +347,6 @@ def train_sam(
     fields |= {"do_pad": True, "pad_size": {"height": 64, "width": 64}, "resample": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(fields, indent=2) + "\n")
     return log
-
-
-def _prompts(
-    instances: Tensor, prompts: int, random: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A visible object a prompt, a point in it, and its box loosened by up to 10 %."""
-    b, size = len(instances), instances.shape[-1]
-    seen = torch.stack([(instances == k + 1).flatten(1).sum(1) for k in range(MAX_SHAPES)], 1)
-    weights = (seen > 6).float() + 1e-6
-    chosen = torch.multinomial(weights, prompts, replacement=True) + 1
-    mask = (instances[:, None] == chosen[:, :, None, None]).flatten(2).float()
-    at = torch.multinomial((mask + 1e-9).flatten(0, 1), 1).view(b, prompts)
-    points = torch.stack([at % size, at // size], -1).float()[:, :, None]
-    inside = mask.view(b, prompts, size, size)
-    line = torch.arange(size).float()
-    edges = []
-    for axis in (-2, -1):  # x over columns, then y over rows
-        hit = inside.amax(axis) > 0
-        edges.append((torch.where(hit, line, size).amin(-1), torch.where(hit, line, -1.0).amax(-1)))
-    (x0, x1), (y0, y1) = edges
-    box = torch.stack([x0, y0, x1 + 1, y1 + 1], -1)
-    loose = torch.from_numpy(random.uniform(-0.1, 0.1, (b, prompts, 4))).float()
-    wide = torch.stack([x1 - x0, y1 - y0, x1 - x0, y1 - y0], -1).clamp_min(1)
-    return chosen, points, (box + loose * wide).clamp(0, size)
-
-
-def _focal(logits: Tensor, truth: Tensor) -> Tensor:
-    cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    right = torch.exp(-cross)
-    return ((1 - right) ** 2 * cross).mean((-1, -2))
-
-
-def _dice(share: Tensor, truth: Tensor) -> Tensor:
-    both = (share * truth).sum((-1, -2))
-    return 1 - (2 * both + 1) / (share.sum((-1, -2)) + truth.sum((-1, -2)) + 1)
-
-
-def _affinity(embedding: Tensor, instances: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Cross-entropy of "same object" from the cosine of two patches, less the batch's mean patch.
-
-    Pairs of two objects' patches count as much as all pairs with the background together: they are
-    few, and telling two objects apart is the harder half.
-    """
-    side = embedding.shape[-1]
-    votes = F.one_hot(instances, MAX_SHAPES + 1).permute(0, 3, 1, 2).float()
-    share, owner = F.adaptive_avg_pool2d(votes, side).flatten(2).max(1)
-    f = embedding.float().flatten(2)
-    f = F.normalize(f - f.mean((0, 2), keepdim=True), dim=1)
-    cosine = f.transpose(1, 2) @ f
-    same = (owner[:, :, None] == owner[:, None, :]).float()
-    sure = (share > 0.6).float()
-    both = sure[:, :, None] * sure[:, None, :]
-    objects = both * ((owner > 0)[:, :, None] & (owner > 0)[:, None, :])
-    ground = both * ((owner > 0)[:, :, None] ^ (owner > 0)[:, None, :])
-    loss = F.binary_cross_entropy_with_logits(
-        cosine * scale.exp().clamp(max=30) + shift, same, reduction="none"
-    )
-    pairs = [(loss * part).sum() / part.sum().clamp_min(1) for part in (objects, ground)]
-    return pairs[0] + 0.5 * pairs[1]
 
 
 TRAINERS = {

@@ -7,13 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
+from distill.comparison import comparison_table, render_terminal
 from distill.retention import (
     AVERAGE,
     best_teachers,
-    comparison_table,
     metric_gap_closed,
     metric_retention,
-    render_terminal,
     retention,
 )
 

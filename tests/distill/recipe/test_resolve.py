@@ -43,8 +43,8 @@ VIT = "stages/multires/students/vit"
         ("data/views", {"scale": [0.5, 1.5]}, "data.views.scale: [0.5, 1.5] is no [least, most]"),
         (
             "teachers/dinov2/family",
-            "dinov",
-            "teachers.dinov2.family: unknown family 'dinov' (did you mean 'dinov2'?)",
+            "dino2",
+            "teachers.dinov2.family: unknown family 'dino2' (did you mean 'dinov2'?)",
         ),
         ("teachers/dinov2/weights", "./no/such", "teachers.dinov2.weights: './no/such'"),
         (
