@@ -63,7 +63,7 @@ class RunFolder:
             if old.get(path, _Absent) == new.get(path, _Absent) or _FREE.match(path):
                 continue
             steps = _STEPS.match(path)
-            if steps and self._may_go_on(now, steps[1], old[path], new.get(path)):
+            if steps and path in old and self._may_go_on(now, steps[1], old[path], new.get(path)):
                 continue
             if path not in old and self._added(path, asdict(before), asdict(now)):
                 continue

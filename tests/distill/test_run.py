@@ -113,6 +113,16 @@ def test_students_and_steps_may_be_added(tiny, tmp_path):
         assert about["steps"] == 8
 
 
+def test_a_stage_may_be_added(tiny, tmp_path):
+    later = tiny["stages"].pop("multires")
+    before = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    proxy = (before.student("proxy/proxy") / "model.safetensors").read_bytes()
+    tiny["stages"]["multires"] = later
+    after = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    assert (after.student("proxy/proxy") / "model.safetensors").read_bytes() == proxy
+    assert (after.student("multires/convnext") / "model.safetensors").exists()
+
+
 def test_steps_of_a_stage_that_others_learnt_from_are_fixed(tiny, tmp_path):
     run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
     tiny["stages"]["proxy"]["train"]["steps"] = 9
