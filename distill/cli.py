@@ -1,4 +1,4 @@
-"""The command line: `distill run` and `distill check`."""
+"""The command line: `distill run`, `distill check` and `distill teachers`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ examples:
   distill run folder data.train.photos.source=folder:/data/images
   distill run mine.yaml stages.fixed.train.steps=100 --run-dir runs/short
   distill check mine.yaml                        every error at once, else what it comes to
+  distill teachers                               whom to learn from: families and presets
+  distill teachers dinov2-b                      what one teacher is: widths, sizes, licence
 
 A run goes on where it stopped when the same command is given again. Every value of a recipe can be
 overridden by its path, as `distill check` prints it: stages.fixed.train.lr=1e-4
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     try:
-        _run(arguments) if arguments.command == "run" else _check(arguments)
+        COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         again = "; the same command goes on from the last checkpoint"
@@ -86,6 +88,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             nargs="*",
             help="values to change, by path: stages.fixed.train.steps=100",
         )
+    teachers = commands.add_parser(
+        "teachers",
+        help="print the teachers' families and presets, or what one teacher says of itself",
+        description="Print all families and presets; with a name, what that teacher says of "
+        "itself: widths, sizes, parameters, pixel statistics, licence. Loads no weights.",
+        allow_abbrev=False,
+    )
+    teachers.add_argument(
+        "weights",
+        metavar="NAME",
+        nargs="?",
+        help="a preset, a folder, a hub id, builtin:NAME or a timm name",
+    )
+    teachers.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="keys of a recipe's teacher: family=dinov2 sizes=[224]",
+    )
+    teachers.add_argument(
+        "--markdown", action="store_true", help="print the table of families as Markdown"
+    )
     run.add_argument("--run-dir", metavar="FOLDER", help="the run's folder (default: runs/NAME)")
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no more positionals after an option: what it left over are overrides.
@@ -127,6 +151,20 @@ def _check(arguments: argparse.Namespace) -> None:
     found = plan(load_recipe(arguments.recipe, arguments.overrides, everything=True))
     if _first_rank():
         print_plan(found)
+
+
+def _teachers(arguments: argparse.Namespace) -> None:
+    from distill.teachers_command import markdown, print_teacher, print_teachers
+
+    if arguments.markdown:
+        print(markdown())
+    elif arguments.weights is None:
+        print_teachers()
+    else:
+        print_teacher(arguments.weights, arguments.overrides)
+
+
+COMMANDS = {"run": _run, "check": _check, "teachers": _teachers}
 
 
 def _complain(error: Exception) -> None:

@@ -1,6 +1,7 @@
 """Frozen teachers: a module per family, all behind `load_teacher`."""
 
 from teachers.dinov2 import Dinov2Teacher
+from teachers.presets import Preset, all_presets, preset
 from teachers.sam import MaskDecoder, SamTeacher
 from teachers.siglip import SiglipTeacher, TextTower
 from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
@@ -18,6 +19,7 @@ __all__ = [
     "Dinov2Teacher",
     "FamilyCard",
     "MaskDecoder",
+    "Preset",
     "SamTeacher",
     "SiglipTeacher",
     "StudentTeacher",
@@ -25,9 +27,11 @@ __all__ = [
     "TeacherInfo",
     "TeacherSpec",
     "TextTower",
+    "all_presets",
     "describe_teacher",
     "families",
     "load_teacher",
+    "preset",
     "register_family",
     "size_error",
 ]

@@ -124,7 +124,8 @@ def count_elements(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def licence(checkpoint: Checkpoint) -> str | None:
-    """The licence in the front matter of the model card, or None where none is named."""
+    """The licence in the front matter of the model card, or None where none is named; of one that
+    the Hub has no word for ("other"), the name that the card gives it."""
     if checkpoint.builtin:
         return "apache-2.0"
     card = checkpoint.folder / "README.md" if checkpoint.folder else None
@@ -133,8 +134,13 @@ def licence(checkpoint: Checkpoint) -> str | None:
     front = re.match(
         r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S
     )
-    line = re.search(r"^license:\s*['\"]?([^\s'\"#]+)", front[1], re.M) if front else None
-    return line[1] if line else None
+    lines = re.findall(
+        r"^(license|license_name):\s*['\"]?([^\s'\"#]+)", front[1] if front else "", re.M
+    )
+    said = dict(lines)
+    if said.get("license") == "other":
+        return said.get("license_name", "other")
+    return said.get("license")
 
 
 def _pickled_shapes(checkpoint: Checkpoint, path: Path) -> dict[str, tuple[int, ...]]:

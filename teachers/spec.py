@@ -60,12 +60,12 @@ class TeacherInfo:
     """What a checkpoint's configuration files say; no weights are loaded for it.
 
     `fetched`: whether all files are on this machine. Where even the configuration is not, whatever
-    depends on it is None. `source`: folder or hub id. `size`: native image side in pixels.
-    `stride`: pixels per dense token. `summary_dim`, `dense_dim`: widths, None where the family has
-    no such token. `parameters`: of the vision encoder alone. `mean`, `std`: per channel, for pixels
-    in [0, 1]; `statistics_from`: the file or table that they were read from. `licence`: as the
-    source of the weights spells it. `layers`: how many blocks `spec.layer` may choose from, None
-    where the family offers no earlier layer.
+    depends on it is None, unless a preset has these weights. `source`: folder or hub id. `size`:
+    native image side in pixels. `stride`: pixels per dense token. `summary_dim`, `dense_dim`:
+    widths, None where the family has no such token. `parameters`: of the vision encoder alone.
+    `mean`, `std`: per channel, for pixels in [0, 1]; `statistics_from`: the file or table that they
+    were read from. `licence`: as the source of the weights spells it. `layers`: how many blocks
+    `spec.layer` may choose from, None where the family offers no earlier layer.
     """
 
     spec: TeacherSpec

@@ -15,6 +15,7 @@ from students.pixels import PixelNorm, Size, resize
 from teachers import checkpoint as files
 from teachers.checkpoint import Checkpoint
 from teachers.loading import choose_dtype
+from teachers.presets import with_known_facts
 from teachers.spec import DTYPES, FamilyCard, TeacherInfo, TeacherSpec
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def size_error(info: TeacherInfo, size: Size) -> str | None:
 def describe_teacher(spec: TeacherSpec) -> TeacherInfo:
     """What the checkpoint's files say of a teacher, without its weights and without the network.
 
-    A hub id that is not in the local cache is no error: `fetched` is False.
+    A hub id that is not in the local cache is no error: `fetched` is False, and what is known of it
+    is what a preset with these weights says.
 
     Raises:
         UserError: if the spec names what does not exist, or the checkpoint is damaged, of another
@@ -217,7 +219,7 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
 
 
 def _described(family: type[Teacher], spec: TeacherSpec, checkpoint: Checkpoint) -> TeacherInfo:
-    info = family.describe(spec, checkpoint)
+    info = with_known_facts(family.describe(spec, checkpoint))
     if spec.layer is None or info.stride is None:
         return info
     if info.layers is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -80,7 +81,7 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     recipe = build(Recipe, values, "", problems)
     if problems:
         raise RecipeError(problems)
-    return recipe
+    return _with_presets(recipe)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -160,6 +161,16 @@ def _recipe(config: DictConfig, problems: list[str], everything: bool) -> Recipe
     if problems:
         more = _beyond(values, found) if everything else []
         raise RecipeError(list(dict.fromkeys([*problems, *more])))
+    return _with_presets(recipe)
+
+
+def _with_presets(recipe: Recipe) -> Recipe:
+    """`recipe`, presets replaced by what they stand for; a fault in one is for `survey` to say."""
+    from distill.recipe.resolve import with_preset
+
+    for name, config in recipe.teachers.items():
+        with contextlib.suppress(UserError):
+            recipe.teachers[name] = with_preset(config)
     return recipe
 
 

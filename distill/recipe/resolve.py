@@ -6,6 +6,7 @@ Everything here is worked out from names and configuration files; no weight is l
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.recipe.build import NAME, NAME_RULE, build, join
@@ -49,9 +50,15 @@ def survey(recipe: Recipe) -> Survey:
 
 
 def teacher_spec(config: TeacherConfig) -> TeacherSpec:
-    """The recipe's teacher as the `teachers` package takes it."""
+    """The recipe's teacher as the `teachers` package takes it.
+
+    Raises:
+        UserError: as `with_preset`.
+    """
     from teachers import TeacherSpec
 
+    config = with_preset(config)
+    assert config.family is not None
     return TeacherSpec(
         family=config.family,
         weights=config.weights,
@@ -65,6 +72,37 @@ def teacher_spec(config: TeacherConfig) -> TeacherSpec:
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
+
+
+def with_preset(config: TeacherConfig) -> TeacherConfig:
+    """The same teacher with its family and its checkpoint, where `weights` is a preset's name.
+
+    Raises:
+        UserError: if the preset is of another family than the one given, if a folder here has its
+            name, or if there is neither a preset nor a family.
+    """
+    from teachers import all_presets, families
+    from teachers.presets import no_preset
+
+    found = all_presets().get(config.weights)
+    if found is None and config.family is not None:
+        return config
+    if found is None:
+        raise UserError(
+            f"family: missing, and weights {no_preset(config.weights)}; "
+            f"give one of {', '.join(families())}"
+        )
+    if config.family not in (None, found.family):
+        raise UserError(
+            f"family: the preset {found.name!r} is of family {found.family!r}, not "
+            f"{config.family!r}; leave family out, or name other weights"
+        )
+    if Path(config.weights).is_dir():
+        raise UserError(
+            f"weights: {found.name!r} is a preset and a folder here; write ./{found.name} and its "
+            f"family for the folder, {found.weights} and family {found.family} for the preset"
+        )
+    return dataclasses.replace(config, family=found.family, weights=found.weights)
 
 
 def validation_sizes(recipe: Recipe, validate: ValidateConfig) -> list[int]:
@@ -93,16 +131,21 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
     from teachers import describe_teacher, families, size_error
 
     path, found = join("teachers", name), result.problems
+    try:
+        spec = teacher_spec(config)
+    except UserError as error:
+        found.append(f"{path}.{error}")
+        return
     known = families()
-    if config.family not in known:
-        hint = did_you_mean(config.family, known)
-        found.append(f"{path}.family: unknown family {config.family!r}{hint}")
+    if spec.family not in known:
+        hint = did_you_mean(spec.family, known)
+        found.append(f"{path}.family: unknown family {spec.family!r}{hint}")
     wrong = unknown_names(f"{path}.tokens", config.tokens, TOKEN_KINDS, "token kind")
     found += wrong
-    if wrong or config.family not in known:
+    if wrong or spec.family not in known:
         return
     try:
-        info = describe_teacher(teacher_spec(config))
+        info = describe_teacher(spec)
     except UserError as error:
         found.append(f"{path}.weights: {str(error).removeprefix('weights ')}")
         return
@@ -112,7 +155,7 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
     if lacking:
         rest = [kind for kind in TOKEN_KINDS if widths[kind] is not None]
         found.append(
-            f"{path}.tokens: {config.family} teachers have no {lacking[0]}; "
+            f"{path}.tokens: {spec.family} teachers have no {lacking[0]}; "
             f"give tokens: [{', '.join(rest)}]"
         )
     for index, size in enumerate(config.sizes):
@@ -156,13 +199,14 @@ def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
     taught = {
         t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
     }
-    for name, config in recipe.teachers.items():
-        if name not in taught or config.family not in families() or INVERTIBLE[config.normaliser]:
+    for name, info in result.teachers.items():
+        normaliser = recipe.teachers[name].normaliser
+        if name not in taught or INVERTIBLE[normaliser]:
             continue
-        decodes = families()[config.family].mask_decoder is not Teacher.mask_decoder
+        decodes = families()[info.spec.family].mask_decoder is not Teacher.mask_decoder
         if "masks" in validate.tasks and decodes:
             result.problems.append(
-                f"{join('teachers', name)}.normaliser: {config.normaliser!r} has no inverse, and "
+                f"{join('teachers', name)}.normaliser: {normaliser!r} has no inverse, and "
                 "the task masks (validate.tasks) needs features in this teacher's own space: "
                 "choose another normaliser or leave the task out"
             )

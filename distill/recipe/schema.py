@@ -57,7 +57,9 @@ class DataConfig:
 
 @dataclass
 class TeacherConfig:
-    """A frozen teacher. `sizes`: the sizes it may be shown (default: its own).
+    """A frozen teacher: `weights` of a `family`, or a preset (`weights: dinov2-b`), which brings
+    its own family and stands as both in the resolved recipe. `sizes`: the sizes it may be shown
+    (default: its own).
 
     What a teacher may cost: `tokens`, `layer` (dense tokens after this block instead of the last),
     `batch_share` (it sees that share of each batch, and the loss counts only those images),
@@ -65,7 +67,7 @@ class TeacherConfig:
     that brings none. `trust_remote_code` and `allow_pickle`: what a checkpoint may bring along.
     """
 
-    family: str
+    family: str | None = field(default=None, kw_only=True)
     weights: str
     sizes: list[int] = field(default_factory=list)
     tokens: list[str] = field(default_factory=lambda: ["summary", "dense"])
