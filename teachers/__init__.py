@@ -2,7 +2,9 @@
 
 from teachers.dinov2 import Dinov2Teacher
 from teachers.presets import Preset, all_presets, preset
-from teachers.sam import MaskDecoder, SamTeacher
+from teachers.sam import MaskDecoder, SamTeacher, Segmenter
+from teachers.sam2 import EdgeTamTeacher, Sam2Teacher
+from teachers.sam3 import Sam3Teacher
 from teachers.siglip import SiglipTeacher, TextTower
 from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
 from teachers.student import StudentTeacher
@@ -17,10 +19,14 @@ from teachers.teacher import (
 
 __all__ = [
     "Dinov2Teacher",
+    "EdgeTamTeacher",
     "FamilyCard",
     "MaskDecoder",
     "Preset",
+    "Sam2Teacher",
+    "Sam3Teacher",
     "SamTeacher",
+    "Segmenter",
     "SiglipTeacher",
     "StudentTeacher",
     "Teacher",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from students.pixels import Size
 from teachers.checkpoint import Checkpoint
 from teachers.loading import load_model
 from teachers.spec import FamilyCard, TeacherInfo
-from teachers.teacher import register_family
+from teachers.teacher import Teacher, register_family
 from teachers.transformers_teacher import Geometry, TransformersTeacher
 
 
@@ -72,6 +73,16 @@ class SamTeacher(TransformersTeacher):
         if self._mask_decoder is None:
             self._mask_decoder = MaskDecoder(self.model)
         return self._mask_decoder
+
+    @property
+    def segment(self) -> Segmenter:
+        """The mask decoder on this encoder's own features."""
+        return Segmenter(self, self._masks)
+
+    def _masks(self, pixels: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        dense = self.encode(pixels).dense
+        assert dense is not None
+        return self.mask_decoder(dense, points, pixels.shape[-1])
 
     @classmethod
     def geometry(cls, config: Any, preprocessor: dict[str, Any]) -> Geometry:
@@ -143,3 +154,43 @@ class MaskDecoder:
                 multimask_output=True,
             )
         return out.pred_masks, out.iou_scores
+
+
+class Segmenter:
+    """Promptable masks of a teacher's own pixels, by its checkpoint's frozen decoder.
+
+    `decode(pixels, points)` answers for one part of a batch: pixels (B, 3, S, S) as the teacher's
+    `encode` takes them, points and answers as below.
+    """
+
+    def __init__(self, teacher: Teacher, decode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
+        self.teacher, self.decode = teacher, decode
+
+    @torch.no_grad()
+    def __call__(
+        self, pixels: Tensor, points: Tensor, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Masks of what is pointed at.
+
+        `pixels` (B, 3, H, W), RGB float in [0, 1], shown at `size` (a side in pixels, None for the
+        native one). `points` (B, P, 2): x and y in pixels of the image as shown, 0 the centre of
+        the first; each asks for an object of its own. Returns mask logits (B, P, M, 4h, 4h), of h
+        dense tokens a side, and predicted IoU (B, P, M), float32; M is 3 for published checkpoints.
+
+        Raises:
+            UserError: if the teacher does not take this size.
+            TypeError: if the pixels are not floating point.
+            ValueError: if there are not points for each image.
+        """
+        if points.ndim != 3 or (len(points), points.shape[-1]) != (len(pixels), 2):
+            raise ValueError(
+                f"points {tuple(points.shape)} for pixels {tuple(pixels.shape)}: expected (B, P, 2)"
+            )
+        at_once = self.teacher.spec.micro_batch or len(pixels)
+        points = points.to(pixels.device).float()
+        with torch.autocast(pixels.device.type, enabled=False):
+            parts = [
+                self.decode(self.teacher.shown(some, size), asked)
+                for some, asked in zip(pixels.split(at_once), points.split(at_once), strict=True)
+            ]
+        return torch.cat([masks for masks, _ in parts]), torch.cat([iou for _, iou in parts])

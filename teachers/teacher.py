@@ -21,7 +21,7 @@ from teachers.spec import DTYPES, FamilyCard, TeacherInfo, TeacherSpec
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
-    from teachers.sam import MaskDecoder
+    from teachers.sam import MaskDecoder, Segmenter
     from teachers.siglip import TextTower
 
 ENTRY_POINTS = "distill.teachers"
@@ -66,20 +66,26 @@ class Teacher(nn.Module):
             UserError: if the teacher does not take this size.
             TypeError: if the pixels are not floating point.
         """
+        parts = pixels.split(self.spec.micro_batch or len(pixels))
+        with torch.autocast(pixels.device.type, enabled=False):
+            shown = (self.shown(part, size) for part in parts)
+            return concatenated([self.encode(part).only(self.spec.tokens) for part in shown])
+
+    def shown(self, pixels: Tensor, size: Size | None = None) -> Tensor:
+        """Pixels (B, 3, H, W) as `encode` takes them, of pixels as `forward` takes them: resized to
+        `size`, normalised, in the teacher's dtype.
+
+        Raises:
+            UserError, TypeError: as `forward`.
+        """
         if not pixels.is_floating_point():
             raise TypeError(f"pixels are {pixels.dtype}: expected float in [0, 1]")
         size = self.size if size is None else size
         problem = self.size_error(self.info, size)
         if problem:
             raise UserError(problem)
-        parts = pixels.split(self.spec.micro_batch or len(pixels))
-        with torch.autocast(pixels.device.type, enabled=False):
-            return concatenated([self._features(part, size) for part in parts])
-
-    def _features(self, pixels: Tensor, size: Size) -> Features:
         # Statistics have more digits than a short float: normalise first, cast after.
-        normalised = self.norm(resize(pixels.float(), size)).to(self.dtype)
-        return self.encode(normalised).only(self.spec.tokens)
+        return self.norm(resize(pixels.float(), size)).to(self.dtype)
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Features:
@@ -97,6 +103,12 @@ class Teacher(nn.Module):
     @property
     def mask_decoder(self) -> MaskDecoder | None:
         """The frozen decoder of promptable masks from dense features, or None."""
+        return None
+
+    @property
+    def segment(self) -> Segmenter | None:
+        """(pixels, points, size) to promptable masks of these pixels, or None. A family may have
+        this without a `mask_decoder`, where its decoder reads more than the dense features."""
         return None
 
     @classmethod

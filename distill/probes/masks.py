@@ -1,5 +1,8 @@
 """Promptable masks: a model's dense features in SAM's space, through SAM's own frozen decoder.
 
+A decoder that reads more than dense features (SAM 2, EdgeTAM, SAM 3) answers for its own encoder's
+pixels alone, by the same protocol.
+
 Protocol (single-point evaluation of Kirillov et al., arXiv 2304.02643, section 7.1): one positive
 point for each visible object, at its most interior pixel (the maximum of the distance to whatever
 is not the object); of the three masks the one with the highest predicted IoU; bilinear to the
@@ -12,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -98,24 +103,63 @@ def mask_iou(
         NothingToScore: if there are no prompts.
     """
     size = prompts.mask.shape[-1]
-    if not len(prompts.image):
-        raise NothingToScore("no object is visible enough to be pointed at")
     grid = size // stride
     frame = grid * stride
-    # Pixel centres of the image, as pixel indices of SAM's frame.
-    points = (prompts.point.float() + 0.5) * (frame / size) - 0.5
-    counts = torch.bincount(prompts.image, minlength=len(dense))
+
+    def answer(images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        maps = resize_grid(dense[images].to(device), (grid, grid))
+        # Pixel centres of the image, as pixel indices of SAM's frame.
+        return decoder(maps, ((points + 0.5) * (frame / size) - 0.5).to(device), frame)
+
+    return _mean_iou(len(dense), prompts, answer)
+
+
+@torch.no_grad()
+def own_mask_iou(
+    images: NDArray[np.uint8],
+    prompts: Prompts,
+    segment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+) -> float:
+    """Mean IoU in percent over objects, of a teacher's masks of images (N, 3, S, S), shown as they
+    are: `segment(pixels, points, size)` is a teacher's Segmenter.
+
+    Raises:
+        NothingToScore: if there are no prompts.
+    """
+
+    def answer(rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        # A copy: the images are a read-only memory map.
+        pixels = torch.from_numpy(np.array(images[rows.numpy()]))
+        return segment(pixels.to(device).float() / 255, points.to(device), images.shape[-1])
+
+    return _mean_iou(len(images), prompts, answer)
+
+
+def best_masks(logits: Tensor, quality: Tensor, size: int) -> Tensor:
+    """Masks (B, P, S, S) bool: of logits (B, P, M, h, w) those of the highest predicted IoU
+    `quality` (B, P, M), where they are above 0 at `size` pixels (bilinear)."""
+    best = quality.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
+    chosen = logits.gather(2, best)[:, :, 0].float()
+    return F.interpolate(chosen, (size, size), mode="bilinear", align_corners=False) > 0
+
+
+def _mean_iou(
+    images: int, prompts: Prompts, answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> float:
+    """`answer(rows, points)`: logits and predicted IoU for B of the images, by row, and P points of
+    each, (B, P, 2) in pixels."""
+    if not len(prompts.image):
+        raise NothingToScore("no object is visible enough to be pointed at")
+    counts = torch.bincount(prompts.image, minlength=images)
     first = counts.cumsum(0) - counts
     overlaps = []
     for number in range(1, int(counts.max()) + 1):  # images with as many objects go together
-        for images in (counts == number).nonzero()[:, 0].split(_BATCH):
-            rows = first[images][:, None] + torch.arange(number)
-            maps = resize_grid(dense[images].to(device), (grid, grid))
-            logits, quality = decoder(maps, points[rows].to(device), frame)
-            best = quality.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-            chosen = logits.gather(2, best)[:, :, 0].float()
-            inside = F.interpolate(chosen, (size, size), mode="bilinear", align_corners=False) > 0
-            overlaps.append(_iou(inside.cpu(), prompts.mask[rows]).flatten())
+        for rows in (counts == number).nonzero()[:, 0].split(_BATCH):
+            asked = first[rows][:, None] + torch.arange(number)
+            logits, quality = answer(rows, prompts.point[asked].float())
+            inside = best_masks(logits, quality, prompts.mask.shape[-1])
+            overlaps.append(_iou(inside.cpu(), prompts.mask[asked]).flatten())
     return 100 * float(torch.cat(overlaps).mean())
 
 

@@ -37,6 +37,10 @@ class SpaceOwner(Protocol):
     def mask_decoder(self) -> Any:
         """(dense, points, size) to mask logits and predicted IoU; or None."""
 
+    @property
+    def segment(self) -> Any:
+        """(pixels, points, size) to mask logits and predicted IoU of its own pixels; or None."""
+
 
 @dataclass
 class ProbedModel:

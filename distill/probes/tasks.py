@@ -13,7 +13,7 @@ from distill.probes.affinity import instance_affinity
 from distill.probes.attributes import attribute_recall
 from distill.probes.extract import apply_space
 from distill.probes.knn import knn
-from distill.probes.masks import mask_iou
+from distill.probes.masks import mask_iou, own_mask_iou
 from distill.probes.models import CannotProbe, ProbedModel, SpaceOwner
 from distill.probes.retrieval import image_retrieval, text_retrieval
 from distill.probes.world import TextEmbeddings, World
@@ -59,6 +59,14 @@ class Probe:
             if name in self.model.to_space:
                 return name, self.teachers[name]
         words = head.replace("_", " ")
+        if not with_head and head == "mask_decoder":
+            alone = [name for name, t in self.teachers.items() if _segments_alone(t)]
+            if alone:
+                raise CannotProbe(
+                    "no teacher has a mask decoder of dense features alone: that of "
+                    f"{', '.join(alone)} reads finer maps of its own pixels too, and serves no "
+                    "other model"
+                )
         if not with_head:
             raise CannotProbe(f"no teacher has a {words}")
         raise CannotProbe(
@@ -156,10 +164,21 @@ def _text_retrieval(probe: Probe) -> Outcome:
 
 
 def _masks(probe: Probe) -> Outcome:
+    model, prompts = probe.model, probe.world.prompts
+    itself = probe.teachers.get(model.name) if model.role == "teacher" else None
+    if itself is not None and _segments_alone(itself):
+        images = probe.world.test.images
+        value = own_mask_iou(images, prompts, itself.segment, probe.device)
+        return Outcome({"iou": value}, len(prompts.image))
     name, teacher = probe.owner("mask_decoder")
-    dense, prompts = probe.mapped(name, "dense"), probe.world.prompts
+    dense = probe.mapped(name, "dense")
     value = mask_iou(dense, prompts, teacher.mask_decoder, teacher.stride, probe.device)
     return Outcome({"iou": value}, len(prompts.image))
+
+
+def _segments_alone(teacher: SpaceOwner) -> bool:
+    """Whether its masks are those of its own pixels only."""
+    return teacher.segment is not None and teacher.mask_decoder is None
 
 
 def _affinity(probe: Probe) -> Outcome:
@@ -225,8 +244,8 @@ TASKS: dict[str, Task] = {
             "masks",
             ("iou",),
             "higher",
-            "dense in SAM's space, its frozen decoder, one interior point per object, best of 3 by "
-            "predicted IoU",
+            "dense in SAM's space, its frozen decoder (SAM 2 and 3: on their own pixels), one "
+            "interior point per object, best of 3 by predicted IoU",
             _masks,
         ),
         Task(

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.probes.depth import predict_depth, rmse, train_depth
 from distill.probes.extract import apply_space, extract
 from distill.probes.linear_head import LinearHead, Schedule
-from distill.probes.masks import Prompts, object_prompts
+from distill.probes.masks import Prompts, best_masks, object_prompts
 from distill.probes.models import ProbedModel, SpaceOwner
 from distill.probes.segmentation import (
     confusion,
@@ -186,20 +185,24 @@ def _masks(
     size: int,
     device: torch.device | str,
 ) -> dict[str, Cells]:
-    """The mask of each image's prompt: the truth, the decoder's own teacher, the student."""
+    """The mask of each image's prompt: the truth, the decoder's own teacher, the student; and each
+    teacher whose decoder serves its own pixels alone."""
     owner = next((n for n, teacher in teachers.items() if teacher.mask_decoder is not None), None)
-    if owner is None:
-        return {}
     points = [(int(x), int(y)) for x, y in prompts.point]
 
     def drawn(masks: NDArray) -> NDArray[np.uint8]:
         each = zip(pictures, masks, points, strict=True)
         return np.stack([overlay_mask(picture, mask, point) for picture, mask, point in each])
 
-    cells = [("truth", drawn(prompts.mask.numpy()))]
+    cells: Cells = []
     images = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     for model in readers:
-        if owner not in model.to_space or (model.role == "teacher" and model.name != owner):
+        itself = teachers.get(model.name) if model.role == "teacher" else None
+        if itself is not None and model.name != owner:
+            if itself.segment is not None and itself.mask_decoder is None:
+                cells.append((model.name, drawn(_segmented(images, itself, prompts, size, device))))
+            continue
+        if owner is None or owner not in model.to_space:
             continue
         given = extract(model.encoder, images, size, device).only(("dense",))
         if given.dense is None:
@@ -207,7 +210,23 @@ def _masks(
         dense = apply_space(model.to_space[owner], given, device).dense
         if dense is not None:
             cells.append((model.name, drawn(_decoded(dense, teachers[owner], prompts, device))))
-    return {"Mask from a point": cells}
+    return {"Mask from a point": [("truth", drawn(prompts.mask.numpy())), *cells]} if cells else {}
+
+
+@torch.no_grad()
+def _segmented(
+    images: NDArray[np.uint8],
+    teacher: SpaceOwner,
+    prompts: Prompts,
+    size: int,
+    device: torch.device | str,
+) -> NDArray:
+    """Masks (N, S, S) bool of one point an image, by a teacher that is shown the images itself."""
+    side = prompts.mask.shape[-1]
+    points = (prompts.point.float() + 0.5) * (size / side) - 0.5
+    pixels = torch.from_numpy(images).to(device).float() / 255
+    logits, quality = teacher.segment(pixels, points[:, None].to(device), size)
+    return best_masks(logits, quality, side)[:, 0].cpu().numpy()
 
 
 @torch.no_grad()
@@ -221,9 +240,7 @@ def _decoded(
     points = (prompts.point.float() + 0.5) * (frame / side) - 0.5
     maps = resize_grid(dense.to(device), (grid, grid))
     logits, quality = teacher.mask_decoder(maps, points[:, None].to(device), frame)
-    best = logits[torch.arange(len(logits)), 0, quality[:, 0].argmax(-1)]
-    inside = F.interpolate(best[:, None].float(), (side, side), mode="bilinear") > 0
-    return inside[:, 0].cpu().numpy()
+    return best_masks(logits, quality, side)[:, 0].cpu().numpy()
 
 
 def _each(colour: Callable[[NDArray], NDArray[np.uint8]], maps: NDArray) -> NDArray[np.uint8]:

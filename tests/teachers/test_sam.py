@@ -81,6 +81,44 @@ def test_decoder_equals_the_library(sam, small, pixels, normalise):
         assert_close(iou, out.iou_scores, atol=1e-5, rtol=1e-5)
 
 
+def test_segment_equals_the_librarys_whole_model(sam, small, pixels, normalise):
+    teacher, model = sam
+    generator = torch.Generator().manual_seed(3)
+    for size, library in ((32, model), (48, resized(small, model, 48)), (32, model)):
+        points = torch.rand(3, 5, 2, generator=generator) * size
+        with torch.no_grad():
+            out = library(
+                pixel_values=normalise(pixels(size)),
+                input_points=points[:, :, None],
+                input_labels=torch.ones(3, 5, 1, dtype=torch.long),
+                multimask_output=True,
+            )
+        masks, iou = teacher.segment(pixels(size), points, size)
+        assert_close(masks, out.pred_masks, atol=1e-5, rtol=1e-5)
+        assert_close(iou, out.iou_scores, atol=1e-5, rtol=1e-5)
+    assert_close(teacher.segment(pixels(32), points)[0], masks, atol=0, rtol=0)
+    with pytest.raises(UserError, match="multiple"):
+        teacher.segment(pixels(32), points, 30)
+    with pytest.raises(TypeError, match="uint8"):
+        teacher.segment(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), points)
+    with pytest.raises(ValueError, match="points"):
+        teacher.segment(pixels(32), points[:2])
+
+
+def test_segment_in_parts(sam, checkpoint, pixels):
+    folder, _ = checkpoint("sam")
+    parts = load_teacher(TeacherSpec("sam", str(folder), micro_batch=2))
+    points = torch.tensor([[[5.0, 20.0]], [[9.0, 9.0]], [[30.0, 1.0]]])
+    expected = sam[0].segment(pixels(32), points)
+    assert_close(parts.segment(pixels(32), points), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_families_have_no_masks(checkpoint):
+    teacher = load_teacher(TeacherSpec("dinov2", str(checkpoint("dinov2")[0])))
+    assert teacher.segment is None
+    assert teacher.mask_decoder is None
+
+
 def test_points_are_x_then_y(sam, pixels):
     teacher, _ = sam
     dense = teacher(pixels(32)).dense

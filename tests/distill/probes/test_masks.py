@@ -6,8 +6,12 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from distill.probes.masks import mask_iou, object_prompts, squared_distance
+from distill.probes.masks import mask_iou, object_prompts, own_mask_iou, squared_distance
+from distill.probes.models import CannotProbe, ProbedModel
+from distill.probes.tasks import TASKS, Probe
+from distill.probes.world import World
 from distill.scenes.dataset import Scenes
+from students import Features
 
 
 def test_distance_against_scipy():
@@ -135,3 +139,81 @@ def test_other_grids_are_brought_to_the_teachers(instances):
     none = object_prompts(torch.zeros(1, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match="visible"):
         mask_iou(torch.zeros(1, 8, 8, 4), none, decoder, stride=8)
+
+
+# ---- a decoder of its own pixels
+
+
+class Segmenter:
+    """Knows the scenes by heart: `maps` (N, h, h, 4) as `Decoder` reads them, by image."""
+
+    def __init__(self, scenes, maps):
+        self.maps = {image.tobytes(): row for image, row in zip(scenes.images, maps, strict=True)}
+        self.decoder = Decoder()
+
+    def __call__(self, pixels, points, size):
+        assert pixels.dtype == torch.float32
+        shown = (pixels * 255).round().to(torch.uint8).numpy()
+        return self.decoder(torch.stack([self.maps[x.tobytes()] for x in shown]), points, size)
+
+
+def test_own_masks_are_scored_as_the_same_masks_of_dense_features():
+    scenes = Scenes(24, 64, seed=77)
+    instances = torch.from_numpy(np.array(scenes.instances))
+    prompts, maps = object_prompts(instances), dense_of(instances, 16)
+    value = own_mask_iou(np.array(scenes.images), prompts, Segmenter(scenes, maps))
+    assert value == pytest.approx(slow_iou(instances, prompts, 16), abs=1e-4)
+    assert value == pytest.approx(mask_iou(maps, prompts, Decoder(), stride=4), abs=1e-6)
+    # Another image's masks are another value.
+    wrong = own_mask_iou(np.array(scenes.images), prompts, Segmenter(scenes, maps.roll(1, 0)))
+    assert wrong < value - 20
+
+
+class Owner:
+    stride, text_tower, mask_decoder, segment = 4, None, None, None
+
+
+def probe(world, name, role, reach, teachers):
+    """The task's probe of a model whose features are the truth."""
+    instances = world.annotation("instances", "test")
+    features = Features(None, dense_of(instances, 16))
+    spaces = {teacher: lambda given: given for teacher in reach}
+    model = ProbedModel(name, role, "", 0, None, spaces)
+    return Probe(model, world, features, features, teachers)
+
+
+def test_who_is_scored_by_which_decoder():
+    world = World(64, 4, 24)
+    truth = dense_of(world.annotation("instances", "test"), 16)
+    sam, sam2, plain = Owner(), Owner(), Owner()
+    sam2.segment = Segmenter(world.test, truth)
+    teachers = {"plain": plain, "sam2": sam2}
+    task = TASKS["masks"].run
+
+    own = task(probe(world, "sam2", "teacher", ["sam2"], teachers))
+    assert own.values["iou"] > 60
+    assert own.samples == len(world.prompts.image)
+    for name, role, reach in (
+        ("fixed/vit", "student", ["sam2", "plain"]),
+        ("proxy/proxy", "proxy", ["sam2"]),
+        ("untrained vit", "untrained", ["sam2"]),
+        ("sam2", "student", ["sam2"]),  # a student of that name is not the teacher
+        ("plain", "teacher", ["plain"]),
+    ):
+        with pytest.raises(CannotProbe, match=r"that of sam2 reads finer maps of its own pixels"):
+            task(probe(world, name, role, reach, teachers))
+
+    # Beside a SAM each is scored by the decoder that it has or reaches, SAM on its dense features.
+    sam.mask_decoder = Decoder()
+    sam.segment = Segmenter(world.test, truth.roll(1, 0))
+    teachers["sam"] = sam
+    for name, role, reach in (
+        ("sam2", "teacher", ["sam2"]),
+        ("sam", "teacher", ["sam"]),
+        ("fixed/vit", "student", ["sam2", "sam"]),
+    ):
+        value = task(probe(world, name, role, reach, teachers)).values["iou"]
+        assert value == pytest.approx(own.values["iou"], abs=1e-6)
+    assert sam.segment.decoder.calls == []
+    with pytest.raises(CannotProbe, match="does not reach the space of sam, which"):
+        task(probe(world, "plain", "teacher", ["plain"], teachers))

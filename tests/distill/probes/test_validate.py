@@ -25,6 +25,7 @@ class Pooled(nn.Module):
     stride = 8
     text_tower = None
     mask_decoder = None
+    segment = None
 
     def __init__(self, width=12, summary=True, dense=True, seed=0):
         super().__init__()

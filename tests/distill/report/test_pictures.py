@@ -19,7 +19,7 @@ class FakeEncoder:
     """Knows every scene by heart: shares of the classes and mean depth of each patch of 4 pixels,
     times `gain`; with a gain of 0 it sees nothing."""
 
-    size, stride, mask_decoder = SIZE, 4, None
+    size, stride, mask_decoder, segment = SIZE, 4, None, None
 
     def __init__(self, scenes, gain=1.0):
         self.known = {}
@@ -145,6 +145,38 @@ def test_without_decoder_or_student_the_rest_is_drawn(scenes, tmp_path):
         c.split(": ")[0] for c in json.loads((tmp_path / "pictures.json").read_text())["columns"]
     }
     assert groups == {"Image", "Dense features", "Segmentation", "Depth"}
+
+
+def test_a_decoder_of_own_pixels_draws_its_teachers_masks_alone(scenes, tmp_path):
+    class Segmenter:
+        """The right half, said to be best, of images that it is shown."""
+
+        def __call__(self, pixels, points, size):
+            known = {image.tobytes() for each in scenes for image in each.images}
+            assert {x.tobytes() for x in (pixels * 255).round().byte().numpy()} <= known
+            assert points.shape == (SHOWN, 1, 2)
+            assert size == SIZE
+            logits = torch.full((SHOWN, 1, 3, 8, 8), -1.0)
+            logits[:, :, 2, :, 4:] = 1.0
+            return logits, torch.tensor([0.1, 0.2, 0.9]).expand(SHOWN, 1, 3)
+
+    teachers = {"sharp": FakeEncoder(scenes), "sam2": FakeEncoder(scenes)}
+    teachers["sam2"].segment = Segmenter()
+    models = [
+        ProbedModel(name, "teacher", "", 0, encoder, {name: lambda x: x})
+        for name, encoder in teachers.items()
+    ]
+    reach = {"sam2": lambda x: x}
+    models.append(ProbedModel("fixed/vit", "student", "fixed", 0, FakeEncoder(scenes), reach))
+    draw_pictures(models, teachers, *scenes, SIZE, tmp_path, "cpu")
+    grid = json.loads((tmp_path / "pictures.json").read_text())
+    titles = [c.split(": ")[1] for c in grid["columns"] if c.startswith("Mask from a point")]
+    assert titles == ["truth", "sam2"]
+    picture = cell((tmp_path, grid), 1, "Mask from a point", "sam2")
+    image = cell((tmp_path, grid), 1, "Image", "input")
+    dimmed = (np.abs(picture - 0.35 * image) < 1.01).all(-1)
+    assert dimmed[:, :64].mean() > 0.9
+    assert dimmed[:, 64:].mean() < 0.1
 
 
 def test_too_few_training_scenes_are_refused(scenes, tmp_path):
