@@ -1,11 +1,13 @@
 """Frozen teachers: a module per family, all behind `load_teacher`."""
 
-from teachers.dinov2 import Dinov2Teacher
+from teachers.clip import ClipTeacher, MetaClipTeacher
+from teachers.dino import DepthAnythingTeacher, Dinov2Teacher, Dinov3Teacher
 from teachers.presets import Preset, all_presets, preset
+from teachers.radio import RadioTeacher
 from teachers.sam import MaskDecoder, SamTeacher, Segmenter
 from teachers.sam2 import EdgeTamTeacher, Sam2Teacher
 from teachers.sam3 import Sam3Teacher
-from teachers.siglip import SiglipTeacher, TextTower
+from teachers.siglip import Siglip2Teacher, SiglipTeacher
 from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
 from teachers.student import StudentTeacher
 from teachers.teacher import (
@@ -16,17 +18,24 @@ from teachers.teacher import (
     register_family,
     size_error,
 )
+from teachers.text import TextTower
 
 __all__ = [
+    "ClipTeacher",
+    "DepthAnythingTeacher",
     "Dinov2Teacher",
+    "Dinov3Teacher",
     "EdgeTamTeacher",
     "FamilyCard",
     "MaskDecoder",
+    "MetaClipTeacher",
     "Preset",
+    "RadioTeacher",
     "Sam2Teacher",
     "Sam3Teacher",
     "SamTeacher",
     "Segmenter",
+    "Siglip2Teacher",
     "SiglipTeacher",
     "StudentTeacher",
     "Teacher",

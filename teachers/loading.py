@@ -18,6 +18,9 @@ from teachers.checkpoint import Checkpoint
 from teachers.contents import weight_shapes
 from teachers.spec import DTYPES
 
+# What a part's weights are called by in the file of a whole model.
+PARTS = ("vision_model.", "text_model.", "backbone.")
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -54,12 +57,16 @@ def build_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> Any:
 
 
 def load_model(
-    model_class: Any, checkpoint: Checkpoint, dtype: torch.dtype, others: tuple[str, ...] = ()
+    model_class: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    others: tuple[str, ...] = (),
+    **options: Any,
 ) -> Any:
     """A frozen `model_class` in eval mode on the CPU, with exactly the checkpoint's weights.
 
     `others` are prefixes of weights that belong to parts of the checkpoint that are not this
-    class's; they are neither read nor missed.
+    class's; they are neither read nor missed. `options` are the library's own, of from_pretrained.
 
     Raises:
         UserError: if weights are missing, unexpected or of another shape, naming them.
@@ -71,9 +78,11 @@ def load_model(
                 checkpoint.folder,
                 dtype=dtype,
                 use_safetensors=not checkpoint.pickled,
+                weights_only=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **options,
             )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -81,24 +90,43 @@ def load_model(
             f"{checkpoint.source}: its weights do not fit {model_class.__name__}: {reason}"
         ) from None
     unexpected = {_in_file(key, names) for key in report["unexpected_keys"]}
-    # transformers takes a name with and without the model's prefix, and either if both are there.
-    prefix = f"{model_class.base_model_prefix}."
-    unexpected |= {name for name in names if prefix + name in names}
+    # transformers takes a name with and without a part's prefix, and either if both are there.
+    prefixes = (f"{model.base_model_prefix}.", *PARTS)
+    unexpected |= {name for name in names if any(prefix + name in names for prefix in prefixes)}
     shapes = [
         f"{key} (is {list(found)}, not {list(wanted)})"
         for key, found, wanted in report["mismatched_keys"]
     ]
+    strangers = [key for key in unexpected if not key.startswith(others)]
+    refuse_misfits(
+        checkpoint, model_class.__name__, list(report["missing_keys"]), strangers, shapes
+    )
+    return model.requires_grad_(False).eval()
+
+
+def refuse_misfits(
+    checkpoint: Checkpoint,
+    model: str,
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+) -> None:
+    """Nothing, if none of the checkpoint's weights is missing, unexpected or of another shape for
+    the class `model`.
+
+    Raises:
+        UserError: naming them.
+    """
     problems = [
-        _listed("missing", list(report["missing_keys"])),
-        _listed("unexpected", [key for key in unexpected if not key.startswith(others)]),
+        _listed("missing", missing),
+        _listed("unexpected", unexpected),
         _listed("of another shape", shapes),
     ]
     if any(problems):
         raise UserError(
-            f"{checkpoint.source}: not the weights of a {model_class.__name__} with this "
-            f"config.json: {'; '.join(filter(None, problems))}"
+            f"{checkpoint.source}: not the weights of a {model} with this config.json: "
+            f"{'; '.join(filter(None, problems))}"
         )
-    return model.requires_grad_(False).eval()
 
 
 def count_parameters(model_class: Any, config: Any) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
     from teachers.sam import MaskDecoder, Segmenter
-    from teachers.siglip import TextTower
+    from teachers.text import TextTower
 
 ENTRY_POINTS = "distill.teachers"
 """The group of Python entry points under which other packages offer families."""

@@ -31,7 +31,7 @@ class SpaceOwner(Protocol):
 
     @property
     def text_tower(self) -> Any:
-        """Texts to (N, D) L2-normalised, comparable with its summaries; or None."""
+        """Texts to (N, D) L2-normalised, with `project` for its summaries beside them; or None."""
 
     @property
     def mask_decoder(self) -> Any:

@@ -157,7 +157,8 @@ def _image_retrieval(probe: Probe) -> Outcome:
 
 def _text_retrieval(probe: Probe) -> Outcome:
     name, teacher = probe.owner("text_tower")
-    images = probe.mapped(name, "summary")
+    with torch.no_grad():
+        images = teacher.text_tower.project(probe.mapped(name, "summary")).float().cpu()
     captions = probe.world.captions
     texts = probe.texts.of(name, teacher, captions)
     return Outcome(text_retrieval(images, texts, captions), len(images))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_checkpoints
 import torch
 
 STATISTICS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
@@ -50,6 +51,8 @@ def small_model(kind: str, **changes):
                 mask_decoder_config={"hidden_size": 16, **decoder},
             )
         )
+    else:
+        model = tiny_checkpoints.build(kind)
     return randomise(model)
 
 
@@ -83,6 +86,8 @@ def checkpoint(tmp_path_factory):
             (folder / "preprocessor_config.json").write_text(json.dumps(STATISTICS))
             if kind == "siglip":
                 write_tokenizer(folder)
+            if kind in ("siglip2", "clip", "metaclip_2"):
+                tiny_checkpoints.write_tokenizer(kind, folder)
             made[kind] = folder, model
         return made[kind]
 

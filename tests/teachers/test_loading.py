@@ -256,7 +256,7 @@ def test_weights_of_another_family(checkpoint):
 def test_weights_of_no_family(copy):
     spec, folder = copy("dinov2")
     change_json(folder / "config.json", model_type="bert")
-    with pytest.raises(UserError, match=r"'bert', .*families: dinov2, sam, siglip"):
+    with pytest.raises(UserError, match=r"'bert', .*families: .*dinov2.*sam.*siglip"):
         describe_teacher(spec)
 
 
