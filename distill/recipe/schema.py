@@ -144,8 +144,9 @@ class TrainConfig:
 class StageConfig:
     """One pass of frozen teachers that trains some students.
 
-    `image_sizes` are the students'; each step draws one. A teacher that is an earlier stage's
-    student draws from `teacher_sizes` (default: `image_sizes`), independently.
+    `image_sizes` are the students'; each step draws one. A teacher draws independently: from its
+    own `sizes` where it has some, else from `teacher_sizes`, else an earlier stage's student from
+    `image_sizes`, and any other teacher is shown its native size.
     """
 
     students: dict[str, StudentConfig]
