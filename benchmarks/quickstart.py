@@ -12,6 +12,10 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+# A benchmark beside this one is called as the package `teachers` is, and this folder comes first.
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 spent: dict[str, float] = {}
 inside: list[str] = []

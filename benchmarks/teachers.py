@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-# This file is called as the package is, and its folder comes first.
+# This file is called as the package is, and its folder comes first on the path.
 sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
 
 from teachers import TeacherSpec, load_teacher  # noqa: E402
