@@ -48,7 +48,7 @@ class Student(nn.Module):
         config = model.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.normalise = PixelNorm(self.mean, self.std)
-        self.stride = _stride(model)
+        self.stride = stride_of(model)
         with torch.no_grad():
             features = _eval_once(model, torch.zeros(1, 3, size, size, device=_device(model)))
         if features.dense is None or features.summary is None:
@@ -84,25 +84,38 @@ def encode(model: Any, pixels: Tensor) -> Features:
     """Features of normalised pixels (B, 3, H, W) through any timm encoder.
 
     The summary is what timm pools (the class token of a ViT built with global_pool="token", the
-    attention pool or the average elsewhere). Dense tokens are after the final norm: a ConvNeXt's
-    `forward_features` is before it, so its `head.norm` is applied to the map here.
+    attention pool or the average elsewhere). Dense tokens are `dense_map`'s.
     """
     out = model.forward_features(pixels)
-    summary = model.forward_head(out, pre_logits=True)
+    return Features(model.forward_head(out, pre_logits=True), dense_map(model, out, pixels))
+
+
+def dense_map(model: Any, out: Any, pixels: Tensor) -> Tensor | None:
+    """Dense tokens (B, h, w, D) in `out`, which timm's `forward_features` made of pixels
+    (B, 3, H, W); None where they are no map of the image.
+
+    They are after the final norm: a ConvNeXt has it in its head, where timm applies it to the
+    average alone, so it is applied to the map here.
+    """
+    if not isinstance(out, Tensor) or out.ndim not in (3, 4):
+        return None
     if out.ndim == 3:
-        dense = out[:, getattr(model, "num_prefix_tokens", 0) :]
-        h, w = (side // _stride(model) for side in pixels.shape[-2:])
-        if dense.shape[1] != h * w:
-            return Features(summary, None)
-        return Features(summary, dense.unflatten(1, (h, w)))
-    if out.ndim != 4:
-        return Features(summary, None)
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return Features(summary, out)
-    norm = getattr(getattr(model, "head", None), "norm", None)
-    if norm is not None:
-        out = norm(out)
-    return Features(summary, out.permute(0, 2, 3, 1))
+        tokens = out[:, getattr(model, "num_prefix_tokens", 0) :]
+        h, w = (side // stride_of(model) for side in pixels.shape[-2:])
+        if tokens.shape[1] != h * w:
+            return None
+        dense = tokens.unflatten(1, (h, w))
+    else:
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        dense = out if channels_last else out.permute(0, 2, 3, 1)
+    norm: Any = getattr(getattr(model, "head", None), "norm", None)
+    weight = getattr(norm, "weight", None)
+    # A norm of another width follows a layer of the head.
+    if weight is None or weight.shape != dense.shape[-1:]:
+        return dense
+    if "2d" in type(norm).__name__:
+        return norm(dense.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return norm(dense)
 
 
 def build_student(
@@ -128,8 +141,8 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("weights", seed, name))
         model, arguments = _create(arch, size, dict(overrides or {}), pretrained)
-    if size % _stride(model):
-        raise UserError(f"size {size} is no multiple of {arch}'s stride {_stride(model)}")
+    if size % stride_of(model):
+        raise UserError(f"size {size} is no multiple of {arch}'s stride {stride_of(model)}")
     student = Student(model, arch, arguments, size)
     if not proxy and student.parameter_count >= MAX_PARAMETERS:
         raise UserError(too_large(arch, student.parameter_count))
@@ -146,7 +159,7 @@ def describe_student(
     """
     with torch.device("meta"):
         model, arguments = _create(arch, size, dict(overrides or {}), pretrained=False)
-        side = -(-size // _stride(model)) * _stride(model)
+        side = -(-size // stride_of(model)) * stride_of(model)
         return Student(model, arch, arguments, side).info
 
 
@@ -227,10 +240,10 @@ def _construct(
     return model, arguments
 
 
-def _stride(model: Any) -> int:
-    patches = getattr(model, "patch_embed", None)
-    if getattr(model, "num_prefix_tokens", None) is not None and patches is not None:
-        side = patches.patch_size
+def stride_of(model: Any) -> int:
+    """Pixels per dense token of a timm encoder."""
+    side = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if getattr(model, "num_prefix_tokens", None) is not None and side is not None:
         return int(side[0] if isinstance(side, tuple | list) else side)
     return int(model.feature_info[-1]["reduction"])
 

@@ -2,6 +2,7 @@
 
 from teachers.clip import ClipTeacher, MetaClipTeacher
 from teachers.dino import DepthAnythingTeacher, Dinov2Teacher, Dinov3Teacher
+from teachers.open_clip_teacher import OpenClipTeacher
 from teachers.presets import Preset, all_presets, preset
 from teachers.radio import RadioTeacher
 from teachers.sam import MaskDecoder, SamTeacher, Segmenter
@@ -19,6 +20,7 @@ from teachers.teacher import (
     size_error,
 )
 from teachers.text import TextTower
+from teachers.timm_teacher import TimmTeacher
 
 __all__ = [
     "ClipTeacher",
@@ -29,6 +31,7 @@ __all__ = [
     "FamilyCard",
     "MaskDecoder",
     "MetaClipTeacher",
+    "OpenClipTeacher",
     "Preset",
     "RadioTeacher",
     "Sam2Teacher",
@@ -42,6 +45,7 @@ __all__ = [
     "TeacherInfo",
     "TeacherSpec",
     "TextTower",
+    "TimmTeacher",
     "all_presets",
     "describe_teacher",
     "families",

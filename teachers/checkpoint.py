@@ -17,16 +17,19 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a library calls its files. A name with ".index.json" behind it lists shards."""
+    """What a library calls its files. A name with ".index.json" behind it lists shards; `beside`
+    are further ones."""
 
     config: str
     weights: str
     pickle: str
     preprocessors: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def wanted(self, allow_pickle: bool, code: bool) -> list[str]:
         """Patterns of all that a teacher reads; other frameworks' weights stay where they are."""
-        patterns = [self.config, *PREPROCESSORS, "README.md", "tokenizer*", "*.model"]
+        patterns = [self.config, *PREPROCESSORS, *self.beside, "README.md"]
+        patterns += ["tokenizer*", "*.model"]
         patterns += ["special_tokens_map.json", "vocab.*", "merges.txt"]
         for name in (self.weights, *([self.pickle] if allow_pickle else [])):
             stem, suffix = name.rsplit(".", 1)

@@ -124,7 +124,7 @@ def refuse_misfits(
     ]
     if any(problems):
         raise UserError(
-            f"{checkpoint.source}: not the weights of a {model} with this config.json: "
+            f"{checkpoint.source}: not the weights of a {model} with this configuration: "
             f"{'; '.join(filter(None, problems))}"
         )
 

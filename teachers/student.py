@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from students import Size, UserError, describe_student, load_student
-from students.encoder import encode
-from students.features import Features
-from teachers.checkpoint import Checkpoint
+from students.errors import UserError
+from students.pixels import Size
+from teachers import checkpoint as files
+from teachers import timm_models
+from teachers.checkpoint import TIMM, Checkpoint
 from teachers.spec import FamilyCard, TeacherInfo, TeacherSpec
-from teachers.teacher import Teacher, register_family
+from teachers.teacher import register_family
+from teachers.timm_teacher import TimmTeacher
+
+ADAPTERS = "adapters.json"
+STUDENT = replace(TIMM, beside=(ADAPTERS, "adapters.safetensors"))
 
 
 @register_family("student")
-class StudentTeacher(Teacher):
+class StudentTeacher(TimmTeacher):
     """summary and dense as the student gave them while it was trained."""
 
     card = FamilyCard(
@@ -25,53 +29,49 @@ class StudentTeacher(Teacher):
         summary="as trained",
         dense="as trained",
         sizes="multiples of its stride",
-        weights="folder",
+        beside="earlier layers of ViTs",
+        weights="folder, hub id",
     )
 
-    def __init__(self, info: TeacherInfo, checkpoint: Checkpoint, dtype: torch.dtype):
-        super().__init__(info, checkpoint, dtype)
-        student = load_student(info.source)
-        self.model = student.model.eval().requires_grad_(False).to(dtype)
+    @classmethod
+    def summary(cls, model: Any, out: Any) -> Tensor:
+        """Summaries (B, D_s) in `out`: what the student pools, as while it was trained."""
+        return model.forward_head(out, pre_logits=True)
 
-    def encode(self, pixels: Tensor) -> Features:
-        """summary (B, D_s), dense (B, h, w, D_d) of normalised pixels."""
-        return encode(self.model, pixels)
+    @classmethod
+    def locate(cls, spec: TeacherSpec) -> Checkpoint:
+        """A student's folder, or the cached files of its hub id.
+
+        Raises:
+            UserError: if `spec.weights` is neither.
+        """
+        found = files.resolve(spec.weights, STUDENT, spec.allow_pickle)
+        if found.folder is None or found.source == str(found.folder):
+            return found
+        # Other programs load the encoder from the hub and leave its adapters behind.
+        return replace(found, fetched=found.fetched and (found.folder / ADAPTERS).exists())
 
     @classmethod
     def describe(cls, spec: TeacherSpec, checkpoint: Checkpoint) -> TeacherInfo:
         """What config.json of an exported student says.
 
         Raises:
-            UserError: if the folder is not that of a student.
+            UserError: if the checkpoint is not that of a student, or damaged.
         """
-        try:
-            config = json.loads((Path(checkpoint.source) / "config.json").read_text())
-            size = int(config["pretrained_cfg"]["input_size"][-1])
-            arguments, cfg = config["model_args"], config["pretrained_cfg"]
-            student = describe_student(config["architecture"], size=size, overrides=arguments)
-        except (OSError, KeyError, ValueError) as error:
+        if checkpoint.folder is None:
+            return TeacherInfo(spec, fetched=False, source=checkpoint.source)
+        timm_models.stated(spec, checkpoint)
+        if checkpoint.fetched and not (checkpoint.folder / ADAPTERS).exists():
             raise UserError(
-                f"{spec.weights} is not the folder of an exported student ({error})"
-            ) from None
-        return TeacherInfo(
-            spec,
-            fetched=True,
-            source=checkpoint.source,
-            size=size,
-            stride=student.stride,
-            summary_dim=student.summary_dim,
-            dense_dim=student.dense_dim,
-            parameters=student.parameter_count,
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-            statistics_from="config.json",
-            licence=cfg.get("license"),
-        )
+                f"{spec.weights}: has no {ADAPTERS}, so it is no exported student; a plain timm "
+                "model is of family 'timm'"
+            )
+        return super().describe(spec, checkpoint)
 
     @classmethod
     def size_error(cls, info: TeacherInfo, size: Size) -> str | None:
         """A student takes multiples of its stride."""
         sides = (size, size) if isinstance(size, int) else size
-        if info.stride is None or not any(side % info.stride for side in sides):
-            return None
-        return f"{info.spec.weights}: size {size} is no multiple of its stride {info.stride}"
+        if info.stride is not None and any(side % info.stride for side in sides):
+            return f"{info.spec.weights}: size {size} is no multiple of its stride {info.stride}"
+        return super().size_error(info, size)

@@ -51,6 +51,24 @@ def test_a_convnext_gives_its_map_and_its_mean_after_one_norm():
 
 
 @pytest.mark.parametrize(
+    ("arch", "normed"), [("test_mambaout", True), ("inception_next_atto", False)]
+)
+def test_a_map_goes_through_its_heads_norm_where_that_is_the_final_one(arch, normed):
+    """A norm behind a layer of the head (InceptionNeXt) is none of the map."""
+    student = build_student(arch, size=32).eval()
+    pixels = torch.rand(2, 3, 32, 64)
+    with torch.no_grad():
+        student.model.head.norm.weight.uniform_(0.5, 2)
+        raw = student.model.forward_features(normalised(student, pixels))
+        if not normed:
+            raw = raw.permute(0, 2, 3, 1)
+        dense = student.model.head.norm(raw) if normed else raw
+        features = student(pixels, (32, 64))
+    assert features.dense.shape[:3] == (2, 1, 2)
+    torch.testing.assert_close(features.dense, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("arch", "overrides", "size"),
     [
         ("vit_small_patch16_dinov3_qkvb", TINY_VIT, 32),
