@@ -3,7 +3,7 @@
     python benchmarks/teachers.py [family ...]
 
 A ViT-S sized model of each family with random weights (a convolutional or hierarchical one of the
-library's small size where the family has no ViT-S), 4 images of its native size, float32 and
+library's small size where the family has no ViT-S), 2 images of its native size, float32 and
 bfloat16. Bare and wrapped passes alternate in one process; the ratio is the median over pairs.
 One JSON object a line: {"name", "value", "unit", "goal", "holds"}.
 """
@@ -24,7 +24,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 
 from teachers import TeacherSpec, load_teacher  # noqa: E402
 
-BATCH, ROUNDS, GOAL = 4, 9, 0.97
+BATCH, ROUNDS, GOAL = 2, 7, 0.97
 WIDTH = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
 MLP = {"intermediate_size": 1536}
 IMAGE = {"patch_size": 16, "image_size": 224}
