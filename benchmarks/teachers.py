@@ -68,16 +68,31 @@ def cases() -> dict[str, Any]:
         return Case(t.Sam2Model(config), lambda m, x: m.vision_encoder(x), ("dense",))
 
     def edgetam():
-        backbone = {"model_type": "timm_wrapper", "architecture": "repvit_m1"}
-        backbone["model_args"] = {"features_only": True, "out_indices": [0, 1, 2, 3]}
-        backbone["do_pooling"] = False
-        config = t.EdgeTamConfig(
-            vision_config=t.EdgeTamVisionConfig(
-                backbone_config=t.TimmWrapperConfig.from_dict(backbone),
-                backbone_channel_list=[384, 192, 96, 48],
-            )
+        arguments = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+        backbone = t.TimmWrapperConfig(architecture="repvit_m1", model_args=arguments)
+        vision = t.EdgeTamVisionConfig(
+            backbone_config=backbone, backbone_feature_sizes=[[64, 64], [32, 32], [16, 16]]
         )
-        return Case(t.EdgeTamModel(config), lambda m, x: m.vision_encoder(x), ("dense",))
+        prompts = {"image_size": 256}
+        model = t.EdgeTamModel(t.EdgeTamConfig(vision_config=vision, prompt_encoder_config=prompts))
+        return Case(model, lambda m, x: m.vision_encoder(x), ("dense",))
+
+    def sam3():
+        windows = {
+            "window_size": 8,
+            "global_attn_indexes": [2, 5, 8, 11],
+            "model_type": "sam3_vit_model",
+        }
+        size = {"patch_size": 14, "image_size": 224, "pretrain_image_size": 224}
+        vision = {
+            "model_type": "sam3_vision_model",
+            "backbone_config": WIDTH | MLP | windows | size,
+            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+        }
+        prompts = {"image_size": 224, "patch_size": 14}
+        config = t.Sam3TrackerConfig(vision_config=vision, prompt_encoder_config=prompts)
+        model = t.Sam3TrackerModel(config)
+        return Case(model, lambda m, x: m.vision_encoder.backbone(x), ("dense",))
 
     def naflex():
         config = t.Siglip2Config(
@@ -107,13 +122,7 @@ def cases() -> dict[str, Any]:
         "radio": lambda: plain(t.RadioModel(t.RadioConfig(**WIDTH, **IMAGE, max_img_size=448))),
         "sam": sam,
         "sam2": sam2,
-        "sam3": lambda: Case(
-            t.Sam3VisionModel(
-                t.Sam3VisionConfig(backbone_config=WIDTH | MLP | {"image_size": 224})
-            ),
-            lambda m, x: m(x),
-            ("dense",),
-        ),
+        "sam3": sam3,
         "edgetam": edgetam,
         "timm": timm_case,
         "open_clip": open_clip_case,
