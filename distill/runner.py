@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from distill.data.sources import Source, open_source
+from distill.data.source import Source
+from distill.data.sources import open_source
 from distill.engine.learner import StudentPlan, Trainee, planned_students
 from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher

@@ -33,4 +33,4 @@ class PixelNorm(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to the encoder's own scale."""
-        return (pixels - self.mean) / self.std
+        return (pixels - self.mean).div_(self.std)

@@ -6,7 +6,8 @@ sources -> order (which sample stands at a position) -> views (what is cut out o
 
 from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
-from distill.data.sources import BadSample, Source, check_source, open_source
+from distill.data.source import BadSample, Source
+from distill.data.sources import check_source, open_source
 from distill.data.views import View, ViewPolicy, cut, draw_view
 
 __all__ = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.order import Mixture, mix, shuffled
-from distill.data.sources import BadSample, Source
+from distill.data.source import BadSample, Source
 from distill.data.views import DRAWS, check_views, cut, draw_view
 from students.errors import UserError
 

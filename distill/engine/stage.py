@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
-from distill.data.sources import Source
+from distill.data.source import Source
 from distill.engine.checkpoint import load_trainee, newest_checkpoint, save_checkpoint
 from distill.engine.learner import StudentPlan, Trainee, build_learner, initial_student
 from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths

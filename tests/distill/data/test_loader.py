@@ -8,7 +8,8 @@ from PIL import Image
 
 from distill.data.loader import ATTEMPTS, Batch, batches
 from distill.data.order import Mixture
-from distill.data.sources import BadSample, open_source
+from distill.data.source import BadSample
+from distill.data.sources import open_source
 from distill.data.views import cut, draw_view
 from students.errors import UserError
 

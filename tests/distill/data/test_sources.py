@@ -6,7 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.sources import BadSample, FolderSource, ScenesSource, check_source, open_source
+from distill.data.folder import FolderSource
+from distill.data.scenes import ScenesSource
+from distill.data.source import BadSample
+from distill.data.sources import check_source, open_source
 from students.errors import UserError
 
 
