@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,6 @@ A run goes on where it stopped when the same command is given again. Every value
 overridden by its path, as `distill check` prints it: stages.fixed.train.lr=1e-4
 """
 
-INTERRUPTED = 130
 BAD_INPUT = 2
 CLOSED_PIPE = 141
 
@@ -29,7 +29,8 @@ CLOSED_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: done; 2: something that the user can put right, one line each on stderr; 130: Ctrl-C.
+    0: done; 2: something that the user can put right, one line each on stderr; 130: Ctrl-C;
+    143: SIGTERM.
     """
     try:
         arguments = _parse(argv)
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        again = "; the same command goes on from the last checkpoint"
-        print(f"distill: interrupted{again if arguments.command == 'run' else ''}", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        again = "; the same command goes on from the last checkpoint" if arguments.command == "run" else ""
+        print(f"distill: {str(stop) or 'interrupted'}{again}", file=sys.stderr)
+        return 128 + getattr(stop, "signum", signal.SIGINT)
     except BrokenPipeError:  # the reader, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE

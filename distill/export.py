@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,28 +30,36 @@ class Origin:
 def export_student(student: Student, spaces: Spaces, folder: Path, origin: Origin) -> None:
     """Write config.json, model.safetensors, adapters.safetensors, adapters.json and README.md.
 
-    The folder loads with `timm.create_model("local-dir:FOLDER", pretrained=True)` and with
+    They are written beside and renamed, so that a folder of this name is whole. It loads with
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` and with
     `transformers.AutoModel.from_pretrained(FOLDER)`.
     """
     from timm.models import save_for_hf
 
-    folder.mkdir(parents=True, exist_ok=True)
+    beside, before = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    for leftover in (beside, before):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
     save_for_hf(
         student.model,
-        str(folder),
+        str(beside),
         model_args=student.arguments,
         safe_serialization=True,
     )
-    _write_config(student, folder, origin)
+    _write_config(student, beside, origin)
     spaces.save(
-        folder,
+        beside,
         {
             "student": f"{origin.stage}/{origin.name}",
             "steps": origin.steps,
             "teachers": origin.teachers,
         },
     )
-    (folder / "README.md").write_text(model_card(student, spaces, origin))
+    (beside / "README.md").write_text(model_card(student, spaces, origin))
+    if folder.exists():
+        folder.rename(before)
+    beside.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def exported_steps(folder: Path) -> int:

@@ -15,7 +15,7 @@ from distill.recipe.schema import Recipe
 from students import UserError
 
 _FREE = re.compile(
-    r"^(validate|export)\b|^data\.workers$|^stages\.[^.]+\.train\.(log_every|save_every)$"
+    r"^(validate|export)\b|^data\.workers$|^stages\.[^.]+\.train\.(log_every|save_every|max_nonfinite|checkpointing)$"
 )
 _STEPS = re.compile(r"^stages\.([^.]+)\.train\.steps$")
 _ADDED = re.compile(r"^stages\.[^.]+\.students\.[^.]+$|^stages\.[^.]+$|^teachers\.[^.]+$")
@@ -90,10 +90,11 @@ class RunFolder:
                 return True
         return False
 
-    def checkpointed(self, stage: str) -> set[str]:
-        """Names of the students in a stage's newest whole checkpoint."""
+    def checkpointed(self, stage: str) -> dict[str, int | None]:
+        """The students in a stage's newest whole checkpoint, and at which step each was stopped
+        because its loss was not finite any more (None: it was not)."""
         found = newest_checkpoint(self.path / stage / "checkpoint")
-        return set() if found is None else set(found.students)
+        return {} if found is None else found.students
 
     def validated(self, recipe: Recipe) -> bool:
         """Whether validation.json holds what this recipe asks for."""

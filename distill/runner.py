@@ -16,9 +16,11 @@ import torch
 
 from distill.data.source import Source
 from distill.data.sources import open_source
-from distill.engine.learner import StudentPlan, Trainee, planned_students
+from distill.engine.interruption import StopRequest
+from distill.engine.learner import StudentPlan, planned_students
 from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher
+from distill.engine.trainee import Trainee
 from distill.export import Origin, export_student, exported_steps
 from distill.folder import RunFolder
 from distill.lineage import lineage, warnings
@@ -70,7 +72,9 @@ def run(
 
     Raises:
         RecipeError: with all that is wrong with the recipe, before anything is loaded or written.
-        UserError: if the folder belongs to another recipe, or a teacher cannot be loaded.
+        UserError: if the folder belongs to another recipe, or a teacher cannot be loaded; in the
+            end, if a student was stopped because its loss was not finite any more.
+        Interrupted: if SIGTERM or Ctrl-C came; the step in hand was finished and saved.
     """
     recipe = prepare(recipe, overrides)
     accelerator = _accelerator()
@@ -79,24 +83,37 @@ def run(
     if accelerator.is_main_process:
         folder.claim(recipe, _environment(accelerator))
     accelerator.wait_for_everyone()
-    runner = Runner(recipe, folder, accelerator, progress)
-    for stage in recipe.stages:
-        runner.train(stage)
-    rows = runner.validate()
+    with StopRequest(accelerator) as stop:
+        runner = Runner(recipe, folder, accelerator, progress, stop)
+        for stage in recipe.stages:
+            runner.train(stage)
+        rows = runner.validate()
+    if runner.stopped:
+        raise UserError("\n".join(runner.stopped.values()))
     if not runner.worked:
         progress.say(f"{folder.path} is finished: nothing to do")
     return Result(folder.path, rows)
 
 
 class Runner:
-    """Loads what stages share (sources, teachers) once, and runs them."""
+    """Loads what stages share (sources, teachers) once, and runs them.
+
+    `worked`: whether there was anything to do. `stopped`: for each student that cannot be finished,
+    why, one line.
+    """
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, accelerator: Accelerator, progress: Progress
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        progress: Progress,
+        stop: StopRequest,
     ):
         self.recipe, self.folder = recipe, folder
-        self.accelerator, self.progress = accelerator, progress
+        self.accelerator, self.progress, self.stop = accelerator, progress, stop
         self.worked = False
+        self.stopped: dict[str, str] = {}
         self._teachers: dict[str, Teacher] = {}
         self._sources: dict[str, tuple[Source, float]] = {}
         self.seconds: dict[str, float] = {}
@@ -125,21 +142,43 @@ class Runner:
 
     def train(self, name: str) -> None:
         """Train the students of a stage that are not there yet."""
-        config = self.recipe.stages[name]
+        steps = self.recipe.stages[name].train.steps
         missing = [
             plan
             for plan in planned_students(self.recipe, name)
-            if exported_steps(self.folder.path / name / plan.name) < config.train.steps
+            if exported_steps(self.folder.path / name / plan.name) < steps
         ]
-        if not missing:
-            return
-        self.worked = True
         # Students of one checkpoint go on together; whoever came later starts a pass of its own.
-        saved = self.folder.checkpointed(name)
+        saved = self.folder.checkpointed(name) if missing else {}
+        missing = [plan for plan in missing if not self._cannot(name, plan, saved)]
         going_on = [plan for plan in missing if plan.name in saved]
         for plans in (going_on, [plan for plan in missing if plan.name not in saved]):
             if plans:
+                self.worked = True
                 self._train_together(name, plans)
+
+    def _cannot(self, stage: str, plan: StudentPlan, saved: dict[str, int | None]) -> bool:
+        """Whether a student was stopped before, or needs one that was; takes note of it."""
+        needed = [plan.config.init, *plan.config.teachers]
+        lost = next((other for other in needed if other in self.stopped), None)
+        if (step := saved.get(plan.name)) is not None:
+            self._stop(stage, plan.name, step)
+        elif lost is not None:
+            self.stopped[f"{stage}/{plan.name}"] = (
+                f"{stage}/{plan.name} is left out: it needs {lost}"
+            )
+        return f"{stage}/{plan.name}" in self.stopped
+
+    def _stop(self, stage: str, name: str, step: int) -> None:
+        train = self.recipe.stages[stage].train
+        folder = self.folder.path / stage
+        self.stopped[f"{stage}/{name}"] = (
+            f"{stage}/{name} is stopped at step {step}: the loss or a gradient was not finite in "
+            f"{train.max_nonfinite} steps in a row (stages.{stage}.train.max_nonfinite); their "
+            f"samples are in {folder / 'nonfinite.jsonl'}, its last good state in "
+            f"{folder / 'checkpoint'}. Lower stages.{stage}.train.lr or set its clip, with another "
+            "--run-dir"
+        )
 
     def _train_together(self, name: str, plans: list[StudentPlan]) -> None:
         began = time.perf_counter()
@@ -155,9 +194,12 @@ class Runner:
             self.folder.path,
             self.accelerator,
             self.progress,
+            self.stop,
         )
         for trainee in stage.train(plans):
-            if self.accelerator.is_main_process:
+            if trainee.stopped is not None:
+                self._stop(name, trainee.plan.name, trainee.stopped)
+            elif self.accelerator.is_main_process:
                 self._export(name, trainee)
         self.accelerator.wait_for_everyone()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

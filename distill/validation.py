@@ -81,6 +81,8 @@ def probed_models(
     untrained_of: dict[str, str] = {}
     for stage in config.stages or recipe.stages:
         for plan in planned_students(recipe, stage):
+            if f"{stage}/{plan.name}" in runner.stopped:
+                continue
             folder = runner.folder.path / stage / plan.name
             student, name = load_student(folder), f"{stage}/{plan.entry}"
             student.to(runner.accelerator.device).eval().requires_grad_(False)

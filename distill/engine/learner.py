@@ -1,24 +1,22 @@
-"""A student while it is trained: encoder, spaces, optimiser, moving average."""
+"""What a student is made of for a stage: its encoder, its space of each teacher, its plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill.engine.targets import Rows
-from distill.optim import build_optimiser
 from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
 from students.keys import key
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 
 class Learner(nn.Module):
@@ -35,11 +33,13 @@ class Learner(nn.Module):
         self, pixels: Tensor, size: int, rows: Mapping[str, Rows] | None = None
     ) -> dict[str, Features]:
         """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`; with
-        `rows`, of each teacher those alone."""
+        `rows`, of each teacher those alone, and none of a teacher that has none."""
         features = self.student(pixels, size)
+        seen = {name: rows[name] if rows else Rows() for name in self.teachers}
         return {
-            name: self.space(name).predict(_rows(features, rows[name] if rows else Rows()))
-            for name in self.teachers
+            name: self.space(name).predict(_rows(features, own))
+            for name, own in seen.items()
+            if not own.none
         }
 
     def space(self, teacher: str) -> Space:
@@ -200,43 +200,3 @@ def initial_student(
         folder = Path(config.init).expanduser()
     spaces = Spaces.load(folder) if (folder / "adapters.json").exists() else None
     return load_student(folder), spaces
-
-
-@dataclass
-class Trainee:
-    """What a stage holds of one student: the module that is called (`wrapped`, DDP where there
-    are several processes), the bare learner, its optimiser and its moving average."""
-
-    plan: StudentPlan
-    learner: Learner
-    wrapped: nn.Module
-    optimiser: torch.optim.AdamW
-    ema: AveragedModel | None
-    sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    losses: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def prepare(
-        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator: Accelerator
-    ) -> Trainee:
-        """Move to the device, wrap for several processes, and give it an optimiser."""
-        learner.to(accelerator.device)
-        ema = None
-        if stage.train.ema is not None:
-            ema = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(stage.train.ema))
-        return cls(
-            plan,
-            learner,
-            accelerator.prepare_model(learner),
-            build_optimiser(learner, stage.train),
-            ema,
-        )
-
-    @property
-    def result(self) -> Learner:
-        """The weights that count: the moving average where there is one."""
-        if self.ema is None:
-            return self.learner
-        averaged = self.ema.module
-        assert isinstance(averaged, Learner)
-        return averaged

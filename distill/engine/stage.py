@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,17 @@ from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
 from distill.data.source import Source
 from distill.engine.checkpoint import load_trainee, newest_checkpoint, save_checkpoint
-from distill.engine.learner import StudentPlan, Trainee, build_learner, initial_student
+from distill.engine.interruption import Interrupted, StopRequest
+from distill.engine.learner import StudentPlan, build_learner, initial_student
+from distill.engine.log import StageLog
 from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
-from distill.losses import best_scale, explained_variance, token_loss
+from distill.engine.trainee import Trainee
+from distill.losses import best_scale, token_loss
 from distill.optim import learning_rate
 from distill.progress import Progress
 from distill.recipe.schema import LossConfig, Recipe
-from students import Features, UserError, match_grids
-from students.keys import draw_size
+from students import Features, match_grids
+from students.keys import draw_size, key
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +40,7 @@ class Stage:
         folder: the run's folder.
         accelerator: Accelerate's, for device, ranks and reductions.
         progress: where a person sees how far it is.
+        stop: whether the run has been asked to stop.
     """
 
     def __init__(
@@ -49,30 +52,36 @@ class Stage:
         folder: Path,
         accelerator: Accelerator,
         progress: Progress,
+        stop: StopRequest,
     ):
         self.recipe, self.name, self.config = recipe, name, recipe.stages[name]
         self.teachers, self.sources = teachers, sources
         self.run, self.folder = folder, folder / name
-        self.accelerator, self.progress = accelerator, progress
+        self.accelerator, self.progress, self.stop = accelerator, progress, stop
         self.device = accelerator.device
         self.canvas = recipe.data.views.canvas or max(self.config.image_sizes)
         self.autocast = _autocast_dtype(self.config.train.precision, self.device)
 
     def train(self, plans: list[StudentPlan]) -> list[Trainee]:
-        """Train these students together, going on from the newest checkpoint if it is theirs."""
+        """Train these students together, going on from the newest checkpoint if it is theirs.
+
+        One that is `stopped` in the end is not trained to the end, and holds its last good state.
+        """
         found = newest_checkpoint(self.folder / "checkpoint")
         trainees = [self._prepare(plan) for plan in plans]
         first = 0
         if found is not None and all(plan.name in found.students for plan in plans):
             first = found.step
+            for line in found.damaged:
+                self.progress.say(f"damaged checkpoint {line}; going on from step {first}")
             for trainee in trainees:
-                load_trainee(found.path, trainee)
+                load_trainee(found, trainee)
             self._share_normalisers(trainees, restore=True)
         else:
             self._calibrate_normalisers()
             self._share_normalisers(trainees)
         self._loop(trainees, first)
-        self._calibrate_scales(trainees)
+        self._calibrate_scales([trainee for trainee in trainees if trainee.stopped is None])
         return trainees
 
     def _prepare(self, plan: StudentPlan) -> Trainee:
@@ -116,7 +125,7 @@ class Stage:
 
             def stream() -> Iterator[tuple[int, Tensor, dict[str, Rows]]]:
                 for step, batch, pixels in self._pixels(0, steps):
-                    yield step, pixels, self._rows(batch)
+                    yield step, pixels, self._rows(batch.positions)
                     bar.advance()
 
             calibrate(
@@ -141,52 +150,90 @@ class Stage:
                             held.load_state_dict(normaliser.state_dict())
 
     def _loop(self, trainees: list[Trainee], first: int) -> None:
+        """All steps from `first` on.
+
+        Raises:
+            Interrupted: after a step that was finished and saved, if the run is asked to stop.
+        """
         train, log = self.config.train, StageLog(self, trainees, first)
-        with self.progress.task(f"{self.name}: training", train.steps, first) as bar:
+        bar = self.progress.task(f"{self.name}: training", train.steps, first)
+        with bar as task, self.stop.finishing():
             asked = time.perf_counter()
             for step, batch, pixels in self._pixels(first, train.steps - first):
-                arrived = time.perf_counter()
-                self._step(trainees, step, pixels, self._rows(batch))
-                log.waited += arrived - asked
-                if (step + 1) % train.log_every == 0 or step + 1 == train.steps:
-                    bar.note(log.write(step + 1))
-                bar.advance()
-                if (step + 1) % train.save_every == 0 or step + 1 == train.steps:
-                    self._save(step + 1, trainees)
+                log.saw(batch, waited=time.perf_counter() - asked)
+                running = [trainee for trainee in trainees if trainee.stopped is None]
+                self._step(running, step, batch, pixels)
+                done, last = step + 1, step + 1 == train.steps
+                if done % train.log_every == 0 or last:
+                    task.note(log.write(done))
+                    self._stop_nonfinite(running, done)
+                task.advance()
+                leaving = self.stop.asked()
+                if done % train.save_every == 0 or last or leaving:
+                    log.name_nonfinite(done)
+                    self._save(done, trainees)
+                if leaving and not last:
+                    assert self.stop.signum is not None
+                    what = f"interrupted: {self.name} is saved at step {done} of {train.steps}"
+                    raise Interrupted(self.stop.signum, what)
+                if all(trainee.stopped is not None for trainee in trainees):
+                    self._save(done, trainees)
+                    break
                 asked = time.perf_counter()
 
-    def _rows(self, batch: Batch) -> dict[str, Rows]:
-        """The rows of a batch that each teacher sees."""
-        size = self.config.train.batch_size
+    def _stop_nonfinite(self, trainees: list[Trainee], step: int) -> None:
+        """Stop those with too many steps in a row that were not finite: back to the newest
+        checkpoint, since the last updates before may have been what broke them."""
+        for trainee in trainees:
+            if trainee.broken(self.config.train):
+                found = newest_checkpoint(self.folder / "checkpoint")
+                if found is not None and trainee.plan.name in found.students:
+                    load_trainee(found, trainee)
+                trainee.stopped = step
+                self.progress.say(f"{self.name}/{trainee.plan.name} is stopped at step {step}")
+
+    def _step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
+        """One batch: each teacher once, then each student forward, backward and update.
+
+        With `micro_batch`, part by part: gradients add up, and the update comes with the last.
+        """
+        rate = learning_rate(step, self.config.train)
+        at_once = self.config.train.micro_batch or len(pixels)
+        parts = list(zip(pixels.split(at_once), batch.positions.split(at_once), strict=True))
+        for number, (part, positions) in enumerate(parts):
+            last = number + 1 == len(parts)
+            rows = self._rows(positions)
+            targets = self._targets(step, part, rows)
+            for trainee in trainees:
+                # Dropout and stochastic depth draw from torch's global state.
+                torch.manual_seed(
+                    key("noise", trainee.plan.seed, self.name, step, int(positions[0]))
+                )
+                with trainee.accumulating(last):
+                    predictions = self._predict(trainee.wrapped, trainee.plan, step, part, rows)
+                    self._loss(trainee, predictions, targets, rows).backward()
+                if last:
+                    trainee.update(rate, self.config.train)
+
+    def _seed(self, plan: StudentPlan, step: int, positions: Tensor) -> None:
+        """Make torch's global state, which dropout and stochastic depth draw from, one of keys."""
+        torch.manual_seed(key("noise", plan.seed, self.name, step, int(positions[0])))
+
+    def _rows(self, positions: Tensor) -> dict[str, Rows]:
+        """The rows that each teacher sees, of some rows at these positions of the stream."""
+        size, ranks = self.config.train.batch_size, self.accelerator.num_processes
         return {
-            name: rows_seen(batch.positions, teacher.batch_share, size)
+            name: rows_seen(positions, teacher.batch_share, size, ranks)
             for name, teacher in self.teachers.items()
         }
 
-    def _step(
-        self, trainees: list[Trainee], step: int, pixels: Tensor, rows: dict[str, Rows]
-    ) -> None:
-        """One batch: each teacher once, then each student forward, backward and update."""
-        targets = self._targets(step, pixels, rows)
-        rate = learning_rate(step, self.config.train)
-        for trainee in trainees:
-            predictions = self._predict(trainee.wrapped, trainee.plan, step, pixels, rows)
-            loss = self._loss(trainee, predictions, targets, rows)
-            loss.backward()
-            if self.config.train.clip is not None:
-                nn.utils.clip_grad_norm_(trainee.learner.parameters(), self.config.train.clip)
-            for group in trainee.optimiser.param_groups:
-                group["lr"] = rate
-            trainee.optimiser.step()
-            trainee.optimiser.zero_grad(set_to_none=True)
-            if trainee.ema is not None:
-                trainee.ema.update_parameters(trainee.learner)
-
     def _targets(self, step: int, pixels: Tensor, rows: dict[str, Rows]) -> dict[str, Features]:
+        """Targets of each teacher that sees any row."""
         seed = self.recipe.seed
         return {
             name: teacher.targets(teacher.features(rows[name].of(pixels), seed, self.name, step))
             for name, teacher in self.teachers.items()
+            if not rows[name].none
         }
 
     def _predict(
@@ -216,12 +263,11 @@ class Stage:
             for kind, (mean, sums) in compare(predicted, targets[name], self.config.loss).items():
                 loss = rows[name].weight * mean
                 total = total + self.teachers[name].weight * loss
-                where = (name, kind)
-                trainee.sums[where] = trainee.sums.get(where, 0) + sums
-                trainee.losses[where] = trainee.losses.get(where, 0) + loss.detach()
+                trainee.count((name, kind), loss.detach(), sums)
         return total
 
     def _save(self, step: int, trainees: list[Trainee]) -> None:
+        """Write a checkpoint, on the first rank."""
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder / "checkpoint", step, trainees)
         self.accelerator.wait_for_everyone()
@@ -235,7 +281,7 @@ class Stage:
             trainee.result.eval()
         with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
             for step, batch, pixels in self._pixels(0, steps):
-                rows = self._rows(batch)
+                rows = self._rows(batch.positions)
                 targets = self._targets(step, pixels, rows)
                 for i, trainee in enumerate(trainees):
                     predictions = self._predict(trainee.result, trainee.plan, step, pixels, rows)
@@ -263,70 +309,6 @@ def compare(
         ours, theirs = match_grids(predicted.dense, target.dense, config.grid)
         parts["dense"] = token_loss(ours, theirs, config.dense, config.beta)
     return parts
-
-
-class StageLog:
-    """log.jsonl of a stage: a line per student every `log_every` steps, means over the steps since
-    the last line and over all ranks. Tensors stay on the device until then."""
-
-    def __init__(self, stage: Stage, trainees: list[Trainee], first: int):
-        self.stage, self.trainees = stage, trainees
-        self.path = stage.folder / "log.jsonl"
-        self._forget_after(first)
-        self.began, self.last, self.waited = time.perf_counter(), first, 0.0
-
-    def _forget_after(self, step: int) -> None:
-        """Drop lines of these students that a resumed run is about to write again."""
-        if not self.path.exists() or not self.stage.accelerator.is_main_process:
-            return
-        names = {trainee.plan.name for trainee in self.trainees}
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        kept = [line for line in lines if line["step"] <= step or line["student"] not in names]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, step: int) -> str:
-        """Write the lines of `step`; returns what a progress bar shows of them.
-
-        Raises:
-            UserError: if a loss is not finite.
-        """
-        train = self.stage.config.train
-        count = step - self.last
-        seconds = time.perf_counter() - self.began
-        lines, notes = [], []
-        for trainee in self.trainees:
-            line: dict[str, Any] = {
-                "step": step,
-                "student": trainee.plan.name,
-                "loss": 0.0,
-                "lr": learning_rate(step - 1, train),
-                "images_per_second": round(count * train.batch_size / seconds, 2),
-                "data_wait": round(self.waited / seconds, 4),
-                "teachers": {},
-            }
-            for where, value in trainee.losses.items():
-                mean = float(self.stage.accelerator.reduce(value, "mean")) / count
-                sums = self.stage.accelerator.reduce(trainee.sums[where], "sum")
-                name, kind = where
-                line["teachers"].setdefault(name, {})[kind] = {
-                    "loss": mean,
-                    "explained_variance": float(explained_variance(sums)),
-                }
-                line["loss"] += self.stage.teachers[name].weight * mean
-            if not torch.isfinite(torch.tensor(line["loss"])):
-                raise UserError(
-                    f"stage {self.stage.name}, student {trainee.plan.name}: the loss is not finite "
-                    f"at step {step}: lower stages.{self.stage.name}.train.lr, or set its clip"
-                )
-            trainee.losses, trainee.sums = {}, {}
-            lines.append(json.dumps(line))
-            notes.append(f"{trainee.plan.name} {line['loss']:.3f}")
-        if self.stage.accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write("\n".join(lines) + "\n")
-        self.began, self.last, self.waited = time.perf_counter(), step, 0.0
-        return "  ".join(notes[:3])
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

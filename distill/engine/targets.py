@@ -24,11 +24,17 @@ class Rows:
     """The rows of a rank's batch that a teacher sees.
 
     `index` (n,) int64 on the CPU, None for all of them. `weight` makes of a mean over these rows
-    this rank's part of the mean over all ranks' rows, as an average over ranks adds it up.
+    their part of the mean over the rows of the whole batch, as an average over ranks and a sum over
+    the parts of a rank's batch add it up.
     """
 
     index: Tensor | None = None
     weight: float = 1.0
+
+    @property
+    def none(self) -> bool:
+        """Whether there is no such row."""
+        return self.index is not None and len(self.index) == 0
 
     def of(self, tokens: Tensor) -> Tensor:
         """These rows of (B, ...)."""
@@ -37,28 +43,29 @@ class Rows:
         return tokens.index_select(0, self.index.to(tokens.device, non_blocking=True))
 
 
-def rows_seen(positions: Tensor, share: float, batch_size: int) -> Rows:
+def rows_seen(positions: Tensor, share: float, batch_size: int, ranks: int) -> Rows:
     """The rows that a teacher with this `batch_share` sees, spread evenly over the stream.
 
     A position p of the stream belongs to them if floor((p + 1) share) > floor(p share): whichever
     rank holds it, and a stretch of n positions has at least floor(n share) of them.
 
     Args:
-        positions: (b,) int64 of this rank's rows, b of `batch_size` over all ranks in order.
+        positions: (b,) int64, b of the `batch_size` in order: a rank's rows, or a part of them.
         share: in (0, 1].
         batch_size: over all ranks.
+        ranks: how many there are.
     """
-    if share == 1:
-        return Rows()
 
     def before(position: int) -> int:
         return math.floor(position * share + 1e-9)
 
-    seen = [before(p + 1) > before(p) for p in positions.tolist()]
     start = int(positions[0]) // batch_size * batch_size
     everywhere = before(start + batch_size) - before(start)
+    if share == 1:
+        return Rows(weight=len(positions) * ranks / batch_size)
+    seen = [before(p + 1) > before(p) for p in positions.tolist()]
     index = torch.tensor(seen).nonzero()[:, 0]
-    return Rows(index, len(index) * batch_size / (len(positions) * everywhere))
+    return Rows(index, len(index) * ranks / everywhere)
 
 
 @dataclass

@@ -124,7 +124,12 @@ class StudentConfig:
 
 @dataclass
 class TrainConfig:
-    """Optimisation of every student of a stage. `batch_size` is over all ranks."""
+    """Optimisation of every student of a stage. `batch_size` is over all ranks.
+
+    `micro_batch`: images of a rank that go through at once, gradients added up (default: all of its
+    part). `checkpointing`: keep fewer activations and compute them again on the way back. After
+    `max_nonfinite` steps in a row whose loss or gradient is not finite, a student is stopped.
+    """
 
     steps: int = field(default=1000, metadata={"least": 1})
     batch_size: int = field(default=64, metadata={"least": 1})
@@ -136,6 +141,9 @@ class TrainConfig:
     clip: float | None = field(default=1.0, metadata={"above": 0.0})
     ema: float | None = field(default=None, metadata={"above": 0.0, "most": 1.0})
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16")})
+    micro_batch: int | None = field(default=None, metadata={"least": 1})
+    checkpointing: bool = False
+    max_nonfinite: int = field(default=10, metadata={"least": 1})
     log_every: int = field(default=20, metadata={"least": 1})
     save_every: int = field(default=1000, metadata={"least": 1})
 

@@ -69,6 +69,7 @@ CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "output_stride": 8}
 def tiny(teacher_folders):
     """A recipe of two stages as a nested dict: proxy, then a ViT and a ConvNeXt at two sizes."""
     train = {"steps": 6, "batch_size": 4, "lr": 1e-3, "log_every": 2, "save_every": 3}
+    train |= {"precision": "fp32"}  # as the plain loops that it is compared with
     vit = "vit_small_patch16_dinov3_qkvb"
     return {
         "name": "tiny",

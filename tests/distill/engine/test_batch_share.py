@@ -20,7 +20,7 @@ def test_every_rank_has_its_part_and_the_weights_add_up_to_one_mean(share, world
     for step in range(5):
         seen, of_ranks = [], []
         for part in torch.arange(step * batch, (step + 1) * batch).chunk(world):
-            rows = rows_seen(part, share, batch)
+            rows = rows_seen(part, share, batch, world)
             own = rows.of(values[part])
             seen += own.tolist()
             of_ranks.append(rows.weight * float(own.mean()))
@@ -32,7 +32,7 @@ def test_every_rank_has_its_part_and_the_weights_add_up_to_one_mean(share, world
 
 def test_the_whole_batch_is_not_copied():
     tokens = torch.rand(4, 3)
-    assert rows_seen(torch.arange(4), 1.0, 4).of(tokens) is tokens
+    assert rows_seen(torch.arange(4), 1.0, 4, 1).of(tokens) is tokens
 
 
 def test_teacher_sees_its_share_and_the_student_learns_from_that_alone(tiny, tmp_path, monkeypatch):
@@ -55,8 +55,8 @@ def test_teacher_sees_its_share_and_the_student_learns_from_that_alone(tiny, tmp
     monkeypatch.setattr(
         Stage,
         "_rows",
-        lambda self, batch: {
-            name: Rows((batch.positions % 2 == 1).nonzero()[:, 0]) for name in self.teachers
+        lambda self, positions: {
+            name: Rows((positions % 2 == 1).nonzero()[:, 0]) for name in self.teachers
         },
     )
     tiny["teachers"]["sam"]["batch_share"] = 1.0

@@ -1,0 +1,152 @@
+"""log.jsonl of a stage: what a person and a plot see of its training."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+
+from distill.data.loader import Batch
+from distill.engine.trainee import Trainee
+from distill.losses import explained_variance
+from distill.optim import learning_rate
+
+if TYPE_CHECKING:
+    from distill.engine.stage import Stage
+
+
+class StageLog:
+    """A line per student every `log_every` steps: means over the steps since the last line and over
+    all ranks, of those that were finite. Tensors stay on the device until then.
+
+    nonfinite.jsonl names the samples of each step that was left out.
+    """
+
+    def __init__(self, stage: Stage, trainees: list[Trainee], first: int):
+        self.stage, self.trainees = stage, trainees
+        self.path = stage.folder / "log.jsonl"
+        self.names: list[list[str]] = []
+        self._forget_after(first)
+        self.began, self.timed_from, self.waited = time.perf_counter(), first, 0.0
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of these students that a resumed run is about to write again, and one that a
+        killed run left half written."""
+        if not self.stage.accelerator.is_main_process:
+            return
+        names = {trainee.plan.name for trainee in self.trainees}
+        for path in (self.path, self._nonfinite):
+            if not path.exists():
+                continue
+            lines = [line for line in map(_parsed, path.read_text().splitlines()) if line]
+            kept = [line for line in lines if line["step"] <= step or line["student"] not in names]
+            beside = path.with_name(f".{path.name}.new")
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            beside.replace(path)
+
+    @property
+    def _nonfinite(self) -> Path:
+        return self.path.with_name("nonfinite.jsonl")
+
+    def saw(self, batch: Batch, waited: float) -> None:
+        """Take note of a step's batch, and of the seconds that it was waited for."""
+        self.names.append(batch.names)
+        self.waited += waited
+
+    def write(self, step: int) -> str:
+        """Write the lines of `step`, which is done; returns what a progress bar shows of them."""
+        train = self.stage.config.train
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        rate = (step - self.timed_from) * train.batch_size / seconds
+        wait = self.waited / seconds
+        self.name_nonfinite(step)
+        lines, notes = [], [f"{rate:.0f} images/s, {wait:.0%} waiting for data"]
+        for trainee in self._running():
+            finite = torch.stack(trainee.finite).tolist()
+            line: dict[str, Any] = {
+                "step": step,
+                "student": trainee.plan.name,
+                "loss": 0.0 if any(finite) else None,
+                "lr": learning_rate(step - 1, train),
+                "images_per_second": round(rate, 2),
+                "data_wait": round(wait, 4),
+                "nonfinite": finite.count(False),
+                "teachers": {},
+            }
+            for (name, kind), (loss, explained) in self._means(trainee, finite.count(True)).items():
+                entry = {"loss": loss, "explained_variance": explained}
+                line["teachers"].setdefault(name, {})[kind] = entry
+                line["loss"] += self.stage.teachers[name].weight * loss
+            trainee.losses, trainee.sums, trainee.finite = {}, {}, []
+            lines.append(json.dumps(line) + "\n")
+            notes.append(_note(line))
+        self._append(self.path, lines)
+        self.began, self.timed_from, self.waited = time.perf_counter(), step, 0.0
+        return "  ".join(notes[:4])
+
+    def name_nonfinite(self, step: int) -> None:
+        """Write which samples were in the steps up to `step` that were left out and are not named
+        yet. The flags are the same on all ranks, so all of them come here with the same ones."""
+        lines = []
+        for trainee in self._running():
+            flags = torch.stack(trainee.finite[-len(self.names) :]).tolist() if self.names else []
+            for number, (finite, names) in enumerate(zip(flags, self.names, strict=True)):
+                if finite:
+                    continue
+                if self.stage.accelerator.num_processes > 1:
+                    names = gather_object(names)
+                at = step - len(self.names) + number + 1
+                entry = {"step": at, "student": trainee.plan.name, "samples": names}
+                lines.append(json.dumps(entry) + "\n")
+        self._append(self._nonfinite, lines)
+        self.names = []
+
+    def _running(self) -> list[Trainee]:
+        return [trainee for trainee in self.trainees if trainee.stopped is None]
+
+    def _means(self, trainee: Trainee, finite: int) -> dict[tuple[str, str], tuple[float, float]]:
+        """Mean loss and explained variance of each (teacher, token kind) that counts in the loss,
+        over ranks and finite steps; of none if there was no finite step."""
+        if not finite:
+            return {}
+        places = [
+            (name, kind)
+            for name in trainee.learner.teachers
+            for kind in trainee.learner.space(name).kinds
+            if getattr(self.stage.config.loss, kind)
+        ]
+        # A rank may have seen no row of a teacher: each brings every place, in the same order.
+        zero = torch.zeros((), device=self.stage.device)
+        losses = torch.stack([trainee.losses.get(place, zero) for place in places])
+        sums = torch.stack([trainee.sums.get(place, zero.expand(3)) for place in places])
+        losses = self.stage.accelerator.reduce(losses, "mean") / finite
+        explained = explained_variance(self.stage.accelerator.reduce(sums, "sum"))
+        return dict(zip(places, zip(losses.tolist(), explained.tolist(), strict=True), strict=True))
+
+    def _append(self, path: Path, lines: list[str]) -> None:
+        if lines and self.stage.accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write("".join(lines))
+
+
+def _note(line: dict[str, Any]) -> str:
+    """A student's losses, whole and by teacher, as they stand beside a bar."""
+    if line["loss"] is None:
+        return f"{line['student']}: not finite"
+    parts = [
+        f"{name} {sum(entry['loss'] for entry in kinds.values()):.2f}"
+        for name, kinds in line["teachers"].items()
+    ]
+    return f"{line['student']} {line['loss']:.3f}" + (f" ({', '.join(parts)})" if parts[1:] else "")
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

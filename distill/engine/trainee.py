@@ -1,0 +1,155 @@
+"""Trainee: what a stage holds of one student, and how a step's gradients become an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distill.engine.learner import Learner, StudentPlan
+from distill.optim import build_optimiser
+from distill.recipe.schema import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Parts = dict[tuple[str, str], Tensor]
+"""A tensor for each (teacher, token kind)."""
+
+
+@dataclass
+class Trainee:
+    """What a stage holds of one student: the module that is called (`wrapped`, DDP where there
+    are several processes), the bare learner, its optimiser and its moving average.
+
+    `losses` and `sums` add up what the log shows, over the steps since its last line; `step_losses`
+    and `step_sums` are those of the step in hand. `finite` holds a flag for each of those steps and
+    `bad_run` how many of the last ones in a row were not finite, all on the device. `stopped` is
+    the step at which there were too many of them.
+    """
+
+    plan: StudentPlan
+    learner: Learner
+    wrapped: nn.Module
+    optimiser: torch.optim.AdamW
+    ema: AveragedModel | None
+    accelerator: Accelerator
+    bad_run: Tensor
+    losses: Parts = field(default_factory=dict)
+    sums: Parts = field(default_factory=dict)
+    step_losses: Parts = field(default_factory=dict)
+    step_sums: Parts = field(default_factory=dict)
+    finite: list[Tensor] = field(default_factory=list)
+    stopped: int | None = None
+
+    @classmethod
+    def prepare(
+        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator: Accelerator
+    ) -> Trainee:
+        """Move to the device, wrap for several processes, and give it an optimiser."""
+        learner.to(accelerator.device)
+        if stage.train.checkpointing:
+            learner.student.model.set_grad_checkpointing(True)
+        ema = None
+        if stage.train.ema is not None:
+            ema = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(stage.train.ema))
+        return cls(
+            plan,
+            learner,
+            accelerator.prepare_model(learner),
+            build_optimiser(learner, stage.train),
+            ema,
+            accelerator,
+            torch.zeros((), dtype=torch.int64, device=accelerator.device),
+        )
+
+    @property
+    def result(self) -> Learner:
+        """The weights that count: the moving average where there is one."""
+        if self.ema is None:
+            return self.learner
+        averaged = self.ema.module
+        assert isinstance(averaged, Learner)
+        return averaged
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of a part of a batch: ranks exchange gradients with
+        the last part alone."""
+        if last or self.accelerator.num_processes == 1:
+            yield
+        else:
+            with self.accelerator.no_sync(self.wrapped):
+                yield
+
+    def count(self, where: tuple[str, str], loss: Tensor, sums: Tensor) -> None:
+        """Add a part of a batch to what is known of this step; both detached, on the device."""
+        self.step_losses[where] = self.step_losses.get(where, 0) + loss
+        self.step_sums[where] = self.step_sums.get(where, 0) + sums
+
+    def update(self, rate: float, train: TrainConfig) -> None:
+        """One step of the optimiser with the gradients at hand, unless the loss or a gradient is
+        not finite on any rank: then weights, moments and step count stay as they are.
+
+        Nothing here waits for the device: the decision is a flag that the fused optimiser reads,
+        the way torch's own loss scaling skips a step.
+        """
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        finite = self._everywhere(torch.isfinite(torch.stack([norm, *self.step_losses.values()])))
+        halted = self.bad_run >= train.max_nonfinite
+        self.bad_run = torch.where(halted, self.bad_run, torch.where(finite, 0, self.bad_run + 1))
+        if train.clip is not None:
+            clip_grads_with_norm_(self.learner.parameters(), train.clip, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.found_inf = (~finite | halted).float()  # type: ignore[attr-defined]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.learner)
+        self._log(finite)
+
+    def broken(self, train: TrainConfig) -> bool:
+        """Whether too many steps in a row were not finite; waits for the device."""
+        return int(self.bad_run) >= train.max_nonfinite
+
+    def _everywhere(self, finite: Tensor) -> Tensor:
+        """Whether all of these flags are set, on all ranks: () bool."""
+        found = finite.all()
+        ranks = self.accelerator.num_processes
+        if ranks == 1:
+            return found
+        return self.accelerator.reduce(found.float(), "sum") == ranks
+
+    def _log(self, finite: Tensor) -> None:
+        """Add the step to what the log will show; one that was left out counts as zero."""
+        for held, step in ((self.losses, self.step_losses), (self.sums, self.step_sums)):
+            for where, value in step.items():
+                held[where] = held.get(where, 0) + torch.where(finite, value, 0)
+        self.step_losses, self.step_sums = {}, {}
+        self.finite.append(finite)
+
+    def log_state(self) -> dict[str, Tensor]:
+        """What the next line of the log will be made of, as named tensors."""
+        state = {"bad_run": self.bad_run}
+        if self.finite:
+            state["finite"] = torch.stack(self.finite)
+        for kept, parts in (("loss", self.losses), ("sums", self.sums)):
+            state |= {f"{kept} {kind} {name}": value for (name, kind), value in parts.items()}
+        return state
+
+    def restore_log(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `log_state` gave."""
+        state = {name: tensor.to(self.bad_run.device) for name, tensor in state.items()}
+        self.bad_run = state.pop("bad_run")
+        self.finite = list(state.pop("finite", torch.empty(0, dtype=torch.bool)))
+        for entry, value in state.items():
+            kept, kind, name = entry.split(" ", 2)
+            (self.losses if kept == "loss" else self.sums)[name, kind] = value
