@@ -104,8 +104,9 @@ class TargetTeacher:
         return self.teacher(pixels, draw_size(self.sizes, seed, stage, step, self.name))
 
     def targets(self, features: Features) -> Features:
-        """Features after the normalisers."""
-        return features.map(lambda kind, tokens: self.normalisers[kind](tokens))
+        """Features after the normalisers, in the teacher's own dtype: standardised, they need no
+        more digits than it gave, and they are what a step holds most of."""
+        return features.map(lambda kind, tokens: self.normalisers[kind](tokens).to(tokens.dtype))
 
 
 def widths(teacher: Teacher) -> dict[str, int | None]:

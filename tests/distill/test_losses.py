@@ -70,3 +70,64 @@ def test_scale_and_explained_variance_are_those_of_least_squares():
 def test_a_prediction_of_the_wrong_sign_explains_nothing():
     t = torch.randn(5, 4)
     assert float(explained_variance(token_loss(-t, t, {"mse": 1.0})[1])) == 0
+
+
+def plain(prediction, target, terms, beta):
+    """The same from torch's own functions, one autograd graph over everything."""
+    functional = torch.nn.functional
+    loss = (
+        terms.get("cosine", 0)
+        * (1 - functional.cosine_similarity(prediction, target, dim=-1)).mean()
+    )
+    loss = loss + terms.get("smooth_l1", 0) * functional.smooth_l1_loss(
+        prediction, target, beta=beta
+    )
+    return loss + terms.get("mse", 0) * functional.mse_loss(prediction, target)
+
+
+TERMS = [{"cosine": 0.9, "smooth_l1": 0.1}, {"cosine": 1.0}, {"smooth_l1": 0.3, "mse": 0.7}]
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("chunk", [1, 30, 1 << 22])
+def test_gradient_is_autograds_whatever_the_chunks(terms, chunk, monkeypatch):
+    monkeypatch.setattr("distill.losses.CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    p, t = (torch.randn(3, 5, 7, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    gradients = []
+    for loss_of in (lambda x: token_loss(x, t, terms, 0.7)[0], lambda x: plain(x, t, terms, 0.7)):
+        x = p.clone().requires_grad_()
+        loss = loss_of(x)
+        (3 * loss).backward()
+        gradients.append((float(loss.detach()), x.grad))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-12)
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-10, atol=1e-14)
+
+
+def test_short_floats_are_summed_in_long_ones():
+    """bfloat16 tokens give the loss of the same numbers in float32, and its rounded gradient."""
+    generator = torch.Generator().manual_seed(0)
+    p, t = (torch.randn(64, 50, 32, generator=generator).bfloat16() for _ in range(2))
+    short, long = p.clone().requires_grad_(), p.float().requires_grad_()
+    loss, sums = token_loss(short, t, TERMS[0])
+    expected = plain(long, t.float(), TERMS[0], 1.0)
+    assert sums.dtype == loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(short.grad, long.grad.bfloat16(), rtol=1 / 128, atol=0)
+
+
+def test_targets_in_the_teachers_own_short_floats_cost_no_accuracy():
+    """Standardised targets rounded to bfloat16 move loss and gradient by less than 1e-4."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.randn(4096, 64, generator=generator)
+    p = (0.7 * t + 0.5 * torch.randn(4096, 64, generator=generator)).requires_grad_()
+    found = []
+    for target in (t, t.bfloat16()):
+        loss, _ = token_loss(p, target, TERMS[0])
+        (gradient,) = torch.autograd.grad(loss, p)
+        found.append((float(loss.detach()), gradient.flatten()))
+    (exact, g), (rounded, h) = found
+    assert rounded == pytest.approx(exact, rel=1e-4)
+    assert float(torch.nn.functional.cosine_similarity(g, h, dim=0)) > 1 - 1e-4
