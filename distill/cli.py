@@ -6,7 +6,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 EXAMPLES = """\
 examples:
@@ -29,31 +32,57 @@ CLOSED_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: done; 2: something that the user can put right, one line each on stderr; 130: Ctrl-C;
-    143: SIGTERM.
+    0: done; 2: something that the user can put right, one line each on stderr, a disk that is full
+    or may not be written among them; 130: Ctrl-C; 143: SIGTERM.
     """
     try:
         arguments = _parse(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     try:
-        COMMANDS[arguments.command](arguments)
-        sys.stdout.flush()
+        with _terminated_in_order():
+            COMMANDS[arguments.command](arguments)
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        again = "; the same command goes on from the last checkpoint" if arguments.command == "run" else ""
-        print(f"distill: {str(stop) or 'interrupted'}{again}", file=sys.stderr)
+        if _first_rank():
+            running = arguments.command == "run"
+            again = "; the same command goes on from the last checkpoint" if running else ""
+            print(f"distill: {str(stop) or 'interrupted'}{again}", file=sys.stderr)
         return 128 + getattr(stop, "signum", signal.SIGINT)
     except BrokenPipeError:  # the reader, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except Exception as error:
-        from students.errors import UserError  # not above: `distill --help` waits for no torch
+        # Not above: `distill --help` waits for no torch.
+        from distill.files import refusal
+        from students.errors import UserError
 
+        if isinstance(error, OSError) and (reason := refusal(error)):
+            where = f"{error.filename}: " if error.filename else ""
+            error = UserError(f"{where}{reason}. Make room or set the rights, then try again")
         if not isinstance(error, UserError):
             raise
         _complain(error)
         return BAD_INPUT
     return 0
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, but for where a run catches both by itself."""
+    from distill.engine.interruption import Interrupted
+
+    def end(signum: int, _: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

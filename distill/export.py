@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.files import sync, writing
 from distill.lineage import warnings
 from students import Spaces, Student
 
@@ -30,36 +31,44 @@ class Origin:
 def export_student(student: Student, spaces: Spaces, folder: Path, origin: Origin) -> None:
     """Write config.json, model.safetensors, adapters.safetensors, adapters.json and README.md.
 
-    They are written beside and renamed, so that a folder of this name is whole. It loads with
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` and with
+    They are written beside, synced and renamed, so that a folder of this name is whole. It loads
+    with `timm.create_model("local-dir:FOLDER", pretrained=True)` and with
     `transformers.AutoModel.from_pretrained(FOLDER)`.
+
+    Raises:
+        UserError: if there is no room, or no right to.
     """
     from timm.models import save_for_hf
 
     beside, before = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    for leftover in (beside, before):
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_for_hf(
-        student.model,
-        str(beside),
-        model_args=student.arguments,
-        safe_serialization=True,
-    )
-    _write_config(student, beside, origin)
-    spaces.save(
-        beside,
-        {
-            "student": f"{origin.stage}/{origin.name}",
-            "steps": origin.steps,
-            "teachers": origin.teachers,
-        },
-    )
-    (beside / "README.md").write_text(model_card(student, spaces, origin))
-    if folder.exists():
-        folder.rename(before)
-    beside.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    with writing(folder):
+        for leftover in (beside, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_for_hf(
+            student.model,
+            str(beside),
+            model_args=student.arguments,
+            safe_serialization=True,
+        )
+        _write_config(student, beside, origin)
+        spaces.save(
+            beside,
+            {
+                "student": f"{origin.stage}/{origin.name}",
+                "steps": origin.steps,
+                "teachers": origin.teachers,
+            },
+        )
+        (beside / "README.md").write_text(model_card(student, spaces, origin))
+        for file in beside.iterdir():
+            sync(file)
+        sync(beside)
+        if folder.exists():
+            folder.rename(before)
+        beside.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def exported_steps(folder: Path) -> int:

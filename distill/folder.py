@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distill.engine.checkpoint import newest_checkpoint
 from distill.engine.learner import planned_students
+from distill.files import write_whole, writing
 from distill.recipe.load import load_recipe, to_yaml
 from distill.recipe.schema import Recipe
 from students import UserError
 
+# The results of micro-batches and of checkpointing differ by the rounding of float32 sums alone,
+# but that dropout and stochastic depth draw anew for each micro-batch: who runs out of memory may
+# set them and go on.
 _FREE = re.compile(
-    r"^(validate|export)\b|^data\.workers$|^stages\.[^.]+\.train\.(log_every|save_every|max_nonfinite|checkpointing)$"
+    r"^(validate|export)\b|^data\.workers$|^teachers\.[^.]+\.micro_batch$|^stages\.[^.]+\.train\."
+    r"(log_every|save_every|max_nonfinite|micro_batch|checkpointing)$"
 )
 _STEPS = re.compile(r"^stages\.([^.]+)\.train\.steps$")
+_FILES = ("recipe.yaml", "environment.json", "validation.json", "report.html")
+"""What lies in a run's folder beside its stages, each written whole."""
+
 _ADDED = re.compile(r"^stages\.[^.]+\.students\.[^.]+$|^stages\.[^.]+$|^teachers\.[^.]+$")
 
 
@@ -28,7 +37,11 @@ class RunFolder:
         self.path = path
 
     def claim(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Make the folder this recipe's, or see that it is.
+        """Make the folder this recipe's, or see that it is; clear away what a killed run left.
+
+        A recipe may differ from the one that the folder holds in what does not shape training that
+        is done: probes, export, logging, workers, micro-batches, checkpointing; students, teachers
+        and stages that are new; more steps of a stage from which no later one has learnt.
 
         Raises:
             UserError: if it holds a run of a recipe that differs in what shaped its training, or
@@ -43,17 +56,26 @@ class RunFolder:
                     f"{self.path} belongs to another recipe: {shown}. Give --run-dir another "
                     "folder, or set these keys back"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and set(self.path.iterdir()) - set(self._leftovers(recipe)):
             raise UserError(
                 f"{self.path} is not empty and holds no run: give --run-dir another folder"
             )
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(held, to_yaml(recipe))
-            if not (self.path / "environment.json").exists():
-                _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            for leftover in self._leftovers(recipe):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_whole(held, to_yaml(recipe))
+        if not (self.path / "environment.json").exists():
+            write_whole(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def _leftovers(self, recipe: Recipe) -> list[Path]:
+        """What a run that was killed while it wrote has left half written, or had done with."""
+        halves = [self.path / f".{name}.new" for name in _FILES]
+        found = [path for path in halves if path.exists()]
+        for stage in recipe.stages:
+            for shape in (".*.new", ".*.old", "checkpoint*/.step-*"):
+                found += (self.path / stage).glob(shape)
+        return found
 
     def _forbidden(self, before: Recipe, now: Recipe) -> list[str]:
         """Keys that differ and may not, with both values."""
@@ -90,11 +112,19 @@ class RunFolder:
                 return True
         return False
 
-    def checkpointed(self, stage: str) -> dict[str, int | None]:
-        """The students in a stage's newest whole checkpoint, and at which step each was stopped
-        because its loss was not finite any more (None: it was not)."""
-        found = newest_checkpoint(self.path / stage / "checkpoint")
-        return {} if found is None else found.students
+    def passes(self, stage: str) -> dict[Path, dict[str, int | None]]:
+        """The folder of checkpoints of each pass that trained students of a stage together, with
+        those in its newest whole one and at which step each was stopped because its loss was not
+        finite any more (None: it was not). The last folder holds none: for those who come now.
+        """
+        passes: dict[Path, dict[str, int | None]] = {}
+        while True:
+            number = len(passes) + 1
+            name = "checkpoint" if number == 1 else f"checkpoint-{number}"
+            found = newest_checkpoint(self.path / stage / name)
+            passes[self.path / stage / name] = {} if found is None else found.students
+            if found is None:
+                return passes
 
     def validated(self, recipe: Recipe) -> bool:
         """Whether validation.json holds what this recipe asks for."""
@@ -113,7 +143,7 @@ class RunFolder:
     ) -> None:
         """Write validation.json: what was asked, the rows, and who is whose untrained self."""
         content = {"asked": _asked(recipe), "untrained_of": untrained_of, "rows": rows}
-        _write(self.path / "validation.json", json.dumps(content, indent=1) + "\n")
+        write_whole(self.path / "validation.json", json.dumps(content, indent=1) + "\n")
 
     def write_seconds(self, seconds: dict[str, float]) -> None:
         """Add the wall time of each part of the run to environment.json."""
@@ -122,7 +152,7 @@ class RunFolder:
         held = content.setdefault("seconds", {})
         for name, value in seconds.items():
             held[name] = round(held.get(name, 0.0) + value, 1)
-        _write(path, json.dumps(content, indent=2) + "\n")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:
@@ -159,9 +189,3 @@ def _lookup(tree: Any, parts: list[str]) -> bool:
 
 def _shown(flat: dict[str, Any], path: str) -> str:
     return repr(flat[path]) if path in flat else "absent"
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    beside.replace(path)

@@ -18,10 +18,12 @@ from distill.data.source import Source
 from distill.data.sources import open_source
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import StudentPlan, planned_students
+from distill.engine.memory import probe_memory, stage_memory
 from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher
 from distill.engine.trainee import Trainee
 from distill.export import Origin, export_student, exported_steps
+from distill.files import writing
 from distill.folder import RunFolder
 from distill.lineage import lineage, warnings
 from distill.progress import Progress
@@ -72,8 +74,9 @@ def run(
 
     Raises:
         RecipeError: with all that is wrong with the recipe, before anything is loaded or written.
-        UserError: if the folder belongs to another recipe, or a teacher cannot be loaded; in the
-            end, if a student was stopped because its loss was not finite any more.
+        UserError: if the folder belongs to another recipe, a teacher cannot be loaded, or the disk
+            or the memory did not do; in the end, if a student was stopped because its loss was not
+            finite any more.
         Interrupted: if SIGTERM or Ctrl-C came; the step in hand was finished and saved.
     """
     recipe = prepare(recipe, overrides)
@@ -83,7 +86,7 @@ def run(
     if accelerator.is_main_process:
         folder.claim(recipe, _environment(accelerator))
     accelerator.wait_for_everyone()
-    with StopRequest(accelerator) as stop:
+    with StopRequest(accelerator) as stop, writing(folder.path):
         runner = Runner(recipe, folder, accelerator, progress, stop)
         for stage in recipe.stages:
             runner.train(stage)
@@ -147,40 +150,51 @@ class Runner:
             plan
             for plan in planned_students(self.recipe, name)
             if exported_steps(self.folder.path / name / plan.name) < steps
+            and not self._left_out(name, plan)
         ]
         # Students of one checkpoint go on together; whoever came later starts a pass of its own.
-        saved = self.folder.checkpointed(name) if missing else {}
-        missing = [plan for plan in missing if not self._cannot(name, plan, saved)]
-        going_on = [plan for plan in missing if plan.name in saved]
-        for plans in (going_on, [plan for plan in missing if plan.name not in saved]):
-            if plans:
-                self.worked = True
-                self._train_together(name, plans)
+        for checkpoints, saved in (self.folder.passes(name) if missing else {}).items():
+            plans = [plan for plan in missing if plan.name in saved or not saved]
+            missing = [plan for plan in missing if plan not in plans]
+            stopped = {plan.name: saved.get(plan.name) for plan in plans}
+            # One that was stopped stays in the checkpoints of those that go on.
+            if None in stopped.values():
+                self._begin()
+                self._train_together(name, plans, checkpoints)
+            for student, step in stopped.items():
+                if step is not None:
+                    self._stop(name, student, step, checkpoints)
 
-    def _cannot(self, stage: str, plan: StudentPlan, saved: dict[str, int | None]) -> bool:
-        """Whether a student was stopped before, or needs one that was; takes note of it."""
+    def _begin(self) -> None:
+        """Take note that there is something to do; the report is then out of date."""
+        self.worked = True
+        if self.accelerator.is_main_process:
+            (self.folder.path / "report.html").unlink(missing_ok=True)
+
+    def _left_out(self, stage: str, plan: StudentPlan) -> bool:
+        """Whether a student needs one that was stopped; takes note of it."""
         needed = [plan.config.init, *plan.config.teachers]
         lost = next((other for other in needed if other in self.stopped), None)
-        if (step := saved.get(plan.name)) is not None:
-            self._stop(stage, plan.name, step)
-        elif lost is not None:
-            self.stopped[f"{stage}/{plan.name}"] = (
-                f"{stage}/{plan.name} is left out: it needs {lost}"
-            )
-        return f"{stage}/{plan.name}" in self.stopped
+        if lost is not None:
+            name = f"{stage}/{plan.name}"
+            self.stopped[name] = f"{name} is left out: it needs {lost}"
+        return lost is not None
 
-    def _stop(self, stage: str, name: str, step: int) -> None:
+    def _stop(self, stage: str, name: str, step: int, checkpoints: Path) -> None:
         train = self.recipe.stages[stage].train
-        folder = self.folder.path / stage
+        samples = self.folder.path / stage / "nonfinite.jsonl"
         self.stopped[f"{stage}/{name}"] = (
             f"{stage}/{name} is stopped at step {step}: the loss or a gradient was not finite in "
             f"{train.max_nonfinite} steps in a row (stages.{stage}.train.max_nonfinite); their "
-            f"samples are in {folder / 'nonfinite.jsonl'}, its last good state in "
-            f"{folder / 'checkpoint'}. Lower stages.{stage}.train.lr or set its clip, with another "
-            "--run-dir"
+            f"samples are in {samples}, its last good state in {checkpoints}. Lower "
+            f"stages.{stage}.train.lr or set its clip, with another --run-dir"
         )
 
-    def _train_together(self, name: str, plans: list[StudentPlan]) -> None:
+    def _train_together(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> None:
+        with stage_memory(self.recipe, name, self.accelerator.device):
+            self._train_pass(name, plans, checkpoints)
+
+    def _train_pass(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> None:
         began = time.perf_counter()
         stage = Stage(
             self.recipe,
@@ -192,13 +206,14 @@ class Runner:
             },
             self.sources(),
             self.folder.path,
+            checkpoints,
             self.accelerator,
             self.progress,
             self.stop,
         )
         for trainee in stage.train(plans):
             if trainee.stopped is not None:
-                self._stop(name, trainee.plan.name, trainee.stopped)
+                self._stop(name, trainee.plan.name, trainee.stopped, checkpoints)
             elif self.accelerator.is_main_process:
                 self._export(name, trainee)
         self.accelerator.wait_for_everyone()
@@ -250,18 +265,20 @@ class Runner:
 
     def validate(self) -> list[dict[str, Any]]:
         """Probe all models, unless it has been done; write the report."""
-        if self.recipe.validate is None or not self.accelerator.is_main_process:
-            if self.worked and self.accelerator.is_main_process:
-                self._report()
+        if not self.accelerator.is_main_process:
             return []
-        if not self.worked and self.folder.validated(self.recipe):
-            return self.folder.rows()
-        self.worked = True
-        began = time.perf_counter()
-        rows = validate_run(self)
-        self.seconds["probes"] = time.perf_counter() - began
-        self.folder.write_seconds(self.seconds)
-        self._report()
+        rows = []
+        if self.recipe.validate is not None:
+            if self.worked or not self.folder.validated(self.recipe):
+                self._begin()
+                began = time.perf_counter()
+                with probe_memory(self.recipe, self.accelerator.device):
+                    validate_run(self)
+                self.seconds["probes"] = time.perf_counter() - began
+                self.folder.write_seconds(self.seconds)
+            rows = self.folder.rows()
+        if not (self.folder.path / "report.html").exists():
+            self._report()
         return rows
 
     def _report(self) -> None:

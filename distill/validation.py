@@ -51,7 +51,6 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
             device=runner.accelerator.device,
             progress=advanced,
         )
-    runner.folder.write_validation(recipe, rows, untrained_of)
     world = World(sizes[0], config.train, config.test, config.seed)
     draw_pictures(
         list({model.name: model for model in reversed(models)}.values())[::-1],
@@ -62,6 +61,8 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
         runner.folder.path / "pictures",
         runner.accelerator.device,
     )
+    # Last, for it says that all of this is done.
+    runner.folder.write_validation(recipe, rows, untrained_of)
     if runner.progress.shown:
         runner.progress.console.print(render_terminal(comparison_table(rows, untrained_of)))
     return rows

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.engine.trainee import Trainee
+from distill.files import refusal, sync
 from students import UserError
 
 KEPT = 2
@@ -34,65 +34,116 @@ def save_checkpoint(folder: Path, step: int, trainees: Iterable[Trainee]) -> Non
     beside, final = folder / f".step-{step}", folder / f"step-{step:09d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir()
         _write(beside, step, trainees)
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one, or of a student that came later
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one
         beside.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         last = newest_checkpoint(folder)
         kept = f"step {last.step} in {last.path} is whole" if last else "there is none before it"
-        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"the checkpoint of step {step} cannot be written to {folder}: {reason}; {kept}. "
+            f"the checkpoint of step {step} cannot be written to {folder}: "
+            f"{refusal(error) or error}; {kept}. "
             "Make room or set the rights, then give the same command again"
         ) from None
-    for old in _found(folder)[KEPT:]:
+    # Later ones are damaged: a run goes on from the newest that is whole.
+    found = _found(folder)
+    for old in [path for path in found if path > final] + found[found.index(final) :][KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(beside: Path, step: int, trainees: Iterable[Trainee]) -> None:
     sums, students = {}, {}
     for trainee in trainees:
-        students[trainee.plan.name] = {"stopped": trainee.stopped}
+        students[trainee.plan.name] = {
+            "stopped": trainee.stopped,
+            "bad_run": int(trainee.bad_run),
+        }
         for part, tensors in _tensors(trainee).items():
             name = f"{trainee.plan.name}.{part}.safetensors"
             save_file(tensors, beside / name)
             sums[name] = _digest(beside / name)
-            _sync(beside / name)
+            sync(beside / name)
     state = {"step": step, "students": students, "files": sums}
+    state["sha256"] = _digest_of(state)
     (beside / "state.json").write_text(json.dumps(state, indent=2))
-    _sync(beside / "state.json")
-    _sync(beside)
+    sync(beside / "state.json")
+    sync(beside)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint: its folder, the steps that are done, for each student in it the step at
-    which it was stopped (None: it was not), and what is wrong with newer ones, a line each."""
+    which it was stopped (None: it was not) and how many of its last steps in a row were not finite,
+    and what is wrong with newer checkpoints, a line each."""
 
     path: Path
     step: int
     students: dict[str, int | None]
+    bad_runs: dict[str, int]
     damaged: tuple[str, ...] = ()
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose files are all there and unharmed."""
+    return next(whole_checkpoints(folder), None)
+
+
+def whole_checkpoints(folder: Path) -> Iterator[Checkpoint]:
+    """The checkpoints whose files are all there and unharmed, the newest first."""
     damaged: list[str] = []
     for path in _found(folder):
         try:
-            state = json.loads((path / "state.json").read_text())
-            for name, digest in state["files"].items():
-                if _digest(path / name) != digest:
-                    raise ValueError(f"{name} is not what was written")
-            students = {name: about["stopped"] for name, about in state["students"].items()}
-            return Checkpoint(path, state["step"], students, tuple(damaged))
-        except (OSError, ValueError, KeyError) as error:
+            state = _state(path)
+        except _DamagedError as error:
             damaged.append(f"{path}: {error}")
+            continue
+        students = state["students"]
+        yield Checkpoint(
+            path,
+            state["step"],
+            {name: about["stopped"] for name, about in students.items()},
+            {name: about["bad_run"] for name, about in students.items()},
+            tuple(damaged),
+        )
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the newest checkpoint of a folder in which none is whole, one line; None
+    if there is none at all."""
+    for path in _found(folder):
+        try:
+            _state(path)
+        except _DamagedError as error:
+            return f"{path}: {error}"
     return None
+
+
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint."""
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """What state.json says, once all that it vouches for was found as it was written."""
+    name = "state.json"
+    try:
+        state = json.loads((path / name).read_bytes())
+        if not isinstance(state, dict) or state.pop("sha256", None) != _digest_of(state):
+            raise ValueError
+        for name, digest in state["files"].items():
+            if _digest(path / name) != digest:
+                raise ValueError
+    except FileNotFoundError:
+        raise _DamagedError(f"{name} is missing") from None
+    except OSError as error:
+        raise _DamagedError(f"{name} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise _DamagedError(f"{name} is not what was written") from None
+    return state
 
 
 def load_trainee(checkpoint: Checkpoint, trainee: Trainee) -> None:
@@ -145,9 +196,5 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _digest_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

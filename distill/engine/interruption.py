@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -64,12 +62,16 @@ class StopRequest:
             yield
         finally:
             self._finishing = False
+        if self.signum is not None:  # after the last time that anyone looked
+            raise Interrupted(self.signum)
 
     def asked(self) -> bool:
         """Whether any rank was asked to stop; every rank calls this at the same steps. The hosts
         agree among themselves: no device is waited for."""
         if self.accelerator.num_processes == 1:
             return self.signum is not None
+        import torch  # not above: the command line has Interrupted before there is any need of it
+
         if self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")
         highest = torch.tensor(self.signum or 0)

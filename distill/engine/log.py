@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from distill.data.loader import Batch
 from distill.engine.trainee import Trainee
+from distill.files import write_whole, writing
 from distill.losses import explained_variance
 from distill.optim import learning_rate
 
@@ -42,11 +43,10 @@ class StageLog:
         for path in (self.path, self._nonfinite):
             if not path.exists():
                 continue
-            lines = [line for line in map(_parsed, path.read_text().splitlines()) if line]
+            text = path.read_text(encoding="utf-8", errors="replace")
+            lines = [line for line in map(_parsed, text.splitlines()) if line]
             kept = [line for line in lines if line["step"] <= step or line["student"] not in names]
-            beside = path.with_name(f".{path.name}.new")
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            beside.replace(path)
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     @property
     def _nonfinite(self) -> Path:
@@ -129,9 +129,10 @@ class StageLog:
 
     def _append(self, path: Path, lines: list[str]) -> None:
         if lines and self.stage.accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
-                file.write("".join(lines))
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("".join(lines))
 
 
 def _note(line: dict[str, Any]) -> str:
@@ -146,7 +147,9 @@ def _note(line: dict[str, Any]) -> str:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
+    """The line of a log; None of one that was not written to its end."""
     try:
-        return json.loads(line)
+        content = json.loads(line)
     except ValueError:
         return None
+    return content if isinstance(content, dict) and {"step", "student"} <= content.keys() else None

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
 from distill.data.source import Source
-from distill.engine.checkpoint import load_trainee, newest_checkpoint, save_checkpoint
+from distill.engine.checkpoint import (
+    damage,
+    load_trainee,
+    newest_checkpoint,
+    save_checkpoint,
+    whole_checkpoints,
+)
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
 from distill.engine.log import StageLog
@@ -38,6 +44,7 @@ class Stage:
         teachers: those that its students learn from, by name.
         sources: opened training sources by name.
         folder: the run's folder.
+        checkpoints: the folder of this pass's checkpoints.
         accelerator: Accelerate's, for device, ranks and reductions.
         progress: where a person sees how far it is.
         stop: whether the run has been asked to stop.
@@ -50,13 +57,14 @@ class Stage:
         teachers: dict[str, TargetTeacher],
         sources: dict[str, tuple[Source, float]],
         folder: Path,
+        checkpoints: Path,
         accelerator: Accelerator,
         progress: Progress,
         stop: StopRequest,
     ):
         self.recipe, self.name, self.config = recipe, name, recipe.stages[name]
         self.teachers, self.sources = teachers, sources
-        self.run, self.folder = folder, folder / name
+        self.run, self.folder, self.checkpoints = folder, folder / name, checkpoints
         self.accelerator, self.progress, self.stop = accelerator, progress, stop
         self.device = accelerator.device
         self.canvas = recipe.data.views.canvas or max(self.config.image_sizes)
@@ -67,7 +75,7 @@ class Stage:
 
         One that is `stopped` in the end is not trained to the end, and holds its last good state.
         """
-        found = newest_checkpoint(self.folder / "checkpoint")
+        found = newest_checkpoint(self.checkpoints)
         trainees = [self._prepare(plan) for plan in plans]
         first = 0
         if found is not None and all(plan.name in found.students for plan in plans):
@@ -78,6 +86,8 @@ class Stage:
                 load_trainee(found, trainee)
             self._share_normalisers(trainees, restore=True)
         else:
+            if found is None and (fault := damage(self.checkpoints)):
+                self.progress.say(f"damaged checkpoint {fault}; none is whole: from step 0")
             self._calibrate_normalisers()
             self._share_normalisers(trainees)
         self._loop(trainees, first)
@@ -172,7 +182,7 @@ class Stage:
                 if done % train.save_every == 0 or last or leaving:
                     log.name_nonfinite(done)
                     self._save(done, trainees)
-                if leaving and not last:
+                if leaving:
                     assert self.stop.signum is not None
                     what = f"interrupted: {self.name} is saved at step {done} of {train.steps}"
                     raise Interrupted(self.stop.signum, what)
@@ -183,14 +193,16 @@ class Stage:
 
     def _stop_nonfinite(self, trainees: list[Trainee], step: int) -> None:
         """Stop those with too many steps in a row that were not finite: back to the newest
-        checkpoint, since the last updates before may have been what broke them."""
+        checkpoint after a finite step, since the last updates may have been what broke them."""
         for trainee in trainees:
             if trainee.broken(self.config.train):
-                found = newest_checkpoint(self.folder / "checkpoint")
-                if found is not None and trainee.plan.name in found.students:
-                    load_trainee(found, trainee)
+                name = trainee.plan.name
+                for found in whole_checkpoints(self.checkpoints):
+                    if found.bad_runs.get(name) == 0:
+                        load_trainee(found, trainee)
+                        break
                 trainee.stopped = step
-                self.progress.say(f"{self.name}/{trainee.plan.name} is stopped at step {step}")
+                self.progress.say(f"{self.name}/{name} is stopped at step {step}")
 
     def _step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
         """One batch: each teacher once, then each student forward, backward and update.
@@ -205,10 +217,7 @@ class Stage:
             rows = self._rows(positions)
             targets = self._targets(step, part, rows)
             for trainee in trainees:
-                # Dropout and stochastic depth draw from torch's global state.
-                torch.manual_seed(
-                    key("noise", trainee.plan.seed, self.name, step, int(positions[0]))
-                )
+                self._seed(trainee.plan, step, positions)
                 with trainee.accumulating(last):
                     predictions = self._predict(trainee.wrapped, trainee.plan, step, part, rows)
                     self._loss(trainee, predictions, targets, rows).backward()
@@ -269,7 +278,7 @@ class Stage:
     def _save(self, step: int, trainees: list[Trainee]) -> None:
         """Write a checkpoint, on the first rank."""
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder / "checkpoint", step, trainees)
+            save_checkpoint(self.checkpoints, step, trainees)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,23 @@ from students.features import TOKEN_KINDS
 if TYPE_CHECKING:
     from students.encoder import StudentInfo
 
+RUN_FILES = (
+    "recipe.yaml",
+    "environment.json",
+    "validation.json",
+    "report.html",
+    "pictures",
+    "bad_samples.jsonl",
+)
+STAGE_FILES = ("log.jsonl", "nonfinite.jsonl")
+CHECKPOINT = re.compile(r"checkpoint(-\d+)?")
+
 
 def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
     """Describe the students of stage `name`; add them and its problems to `result`."""
     stage, path, found = recipe.stages[name], join("stages", name), result.problems
+    if name in RUN_FILES:
+        found.append(f"{path}: is the name of a file or folder of every run; choose another")
     if not stage.students:
         found.append(f"{path}.students: is empty; give at least one")
     if not stage.image_sizes:
@@ -100,6 +114,8 @@ def tokens_of(recipe: Recipe, teacher: str) -> tuple[str, ...]:
 def _student(recipe: Recipe, stage: str, name: str, config: StudentConfig, result: Survey) -> None:
     path, found = f"{join(join('stages', stage), 'students')}", result.problems
     path = join(path, name)
+    if CHECKPOINT.fullmatch(name) or name in STAGE_FILES:
+        found.append(f"{path}: is the name of a file or folder of every stage; choose another")
     if not config.teachers:
         found.append(f"{path}.teachers: is empty; give at least one")
     for index, teacher in enumerate(config.teachers):

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from distill.files import write_whole
 from distill.report.contents import RunContents
 from distill.report.curves import charts
 from distill.report.score_table import score_tables
@@ -41,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
         legends=(run.pictures or {}).get("legends", {}),
     )
     path = run.path / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 
