@@ -12,6 +12,8 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ _BYTES_BESIDE = 64 << 20
 _ORIENTATION = 0x0112
 _GREY = [128, 128, 128]
 
-_pillow_limit = threading.Lock()
+_pillow = threading.Lock()
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -50,10 +52,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
         OSError: if the file cannot be read or is no regular file (a pipe, a folder).
         ValueError: as `decode_image_bytes`.
     """
-    # A pipe that nobody writes to would be waited for, here and in every worker.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - of a descriptor
-        status = os.fstat(descriptor)
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
         if status.st_size > _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDE:
@@ -62,6 +62,11 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
             )
         data = file.readall()
     return decode_image_bytes(data, max_pixels)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would be waited for, here and in every worker.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode_image_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -136,27 +141,33 @@ def _ended_early(data: bytes, header: JpegHeader, image: Tensor) -> bool:
 
 
 def _decode_with_pillow(data: bytes, kind: str, max_pixels: int) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of broken EXIF and palettes: the pixels are what counts
-        with _open_with_pillow(data, kind) as image:
-            _check_size(image.size, max_pixels)
-            image.load()
-            rgb = np.array(_to_rgb(image))
-            # After the pixels: Pillow turns a TIFF by itself, and then says so here.
-            orientation = _orientation(image)
+    with _pillow_to_ourselves(), _open_with_pillow(data, kind) as image:
+        _check_size(image.size, max_pixels)
+        image.load()
+        rgb = np.array(_to_rgb(image))
+        # After the pixels: Pillow turns a TIFF by itself, and then says so here.
+        orientation = _orientation(image)
     return _turned(torch.from_numpy(rgb).permute(2, 0, 1), orientation)
 
 
-def _open_with_pillow(data: bytes, kind: str) -> Image.Image:
-    """Opened and not loaded; our limit stands for Pillow's own, which is one for the process."""
-    with _pillow_limit:
+@contextmanager
+def _pillow_to_ourselves() -> Iterator[None]:
+    """Our limit in place of Pillow's, no warnings; both belong to the process, so one at a time."""
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of broken EXIF and palettes: the pixels are what counts
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=(kind,))
-        except UnidentifiedImageError:
-            raise ValueError(f"a damaged {kind}: its header cannot be read") from None
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_with_pillow(data: bytes, kind: str) -> Image.Image:
+    """Opened and not loaded."""
+    try:
+        return Image.open(io.BytesIO(data), formats=(kind,))
+    except UnidentifiedImageError:
+        raise ValueError(f"a damaged {kind}: its header cannot be read") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
