@@ -30,6 +30,8 @@ from distill.progress import Progress
 from distill.recipe.load import prepare
 from distill.recipe.resolve import teacher_spec
 from distill.recipe.schema import Recipe
+from distill.trackers import FOLDER as TENSORBOARD
+from distill.trackers import finish_trackers, start_trackers
 from distill.validation import validate_run
 from students import Spaces, UserError
 from teachers import Teacher, TeacherSpec, load_teacher
@@ -80,17 +82,21 @@ def run(
         Interrupted: if SIGTERM or Ctrl-C came; the step in hand was finished and saved.
     """
     recipe = prepare(recipe, overrides)
-    accelerator = _accelerator()
     folder = RunFolder(Path(run_dir) if run_dir is not None else Path("runs") / recipe.name)
+    accelerator = make_accelerator(recipe.tracking.to, folder.path)
     progress = Progress(shown=accelerator.is_main_process and not quiet)
     if accelerator.is_main_process:
         folder.claim(recipe, _environment(accelerator))
     accelerator.wait_for_everyone()
     with StopRequest(accelerator) as stop, writing(folder.path):
+        start_trackers(accelerator, recipe.tracking, recipe.name, folder.path)
         runner = Runner(recipe, folder, accelerator, progress, stop)
-        for stage in recipe.stages:
-            runner.train(stage)
-        rows = runner.validate()
+        try:
+            for stage in recipe.stages:
+                runner.train(stage)
+            rows = runner.validate()
+        finally:
+            finish_trackers(accelerator)
     if runner.stopped:
         raise UserError("\n".join(runner.stopped.values()))
     if not runner.worked:
@@ -288,8 +294,8 @@ class Runner:
         self.progress.say(f"report: {path}")
 
 
-def _accelerator() -> Accelerator:
-    """Accelerate's device and ranks.
+def make_accelerator(trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
+    """Accelerate's device and ranks, and the trackers of a run in `folder`, not started yet.
 
     Raises:
         UserError: if a launcher started several processes and each would train alone.
@@ -299,7 +305,9 @@ def _accelerator() -> Accelerator:
 
     # A student that is not asked for a summary leaves its pooling weights without a gradient.
     accelerator = Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else folder / TENSORBOARD,
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and accelerator.num_processes == 1:

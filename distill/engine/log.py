@@ -15,6 +15,7 @@ from distill.engine.trainee import Trainee
 from distill.files import write_whole, writing
 from distill.losses import explained_variance
 from distill.optim import learning_rate
+from distill.trackers import send
 
 if TYPE_CHECKING:
     from distill.engine.stage import Stage
@@ -82,9 +83,10 @@ class StageLog:
                 line["teachers"].setdefault(name, {})[kind] = entry
                 line["loss"] += self.stage.teachers[name].weight * loss
             trainee.losses, trainee.sums, trainee.finite = {}, {}, []
-            lines.append(json.dumps(line) + "\n")
+            lines.append(line)
             notes.append(_note(line))
-        self._append(self.path, lines)
+        self._append(self.path, [json.dumps(line) + "\n" for line in lines])
+        send(self.stage.accelerator, self.stage.name, step, lines, self.stage.progress.say)
         self.began, self.timed_from, self.waited = time.perf_counter(), step, 0.0
         return "  ".join(notes[:4])
 

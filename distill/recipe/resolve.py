@@ -18,6 +18,7 @@ from distill.recipe.schema import (
     ValidateConfig,
 )
 from distill.recipe.stages import check_stage
+from distill.trackers import tracking_problems
 from students.errors import UserError, did_you_mean
 from students.features import TOKEN_KINDS
 
@@ -38,6 +39,7 @@ def survey(recipe: Recipe) -> Survey:
     if result.problems:
         return result
     _top(recipe, result.problems)
+    result.problems += tracking_problems(recipe.tracking)
     for name, teacher in recipe.teachers.items():
         _teacher(name, teacher, result)
     for name in recipe.stages:
@@ -119,7 +121,7 @@ def _top(recipe: Recipe, found: list[str]) -> None:
         if not mapping:
             found.append(f"{path}: is empty; give at least one")
     for name, source in recipe.data.train.items():
-        fault = check_source(source.source)
+        fault = check_source(source.source, allow_pipe=source.allow_pipe)
         if fault:
             found.append(f"{join('data.train', name)}.source: {fault}")
     scale = recipe.data.views.scale

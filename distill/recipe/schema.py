@@ -15,6 +15,7 @@ LOSS_TERMS = ("cosine", "smooth_l1", "mse")
 NORMALISERS = ("standardise", "none", "l2")
 ADAPTERS = ("mlp", "linear")
 VIEW_POLICIES = ("eupe", "flip", "centre")
+TRACKERS = ("tensorboard", "wandb")
 TASKS = (
     "knn",
     "attributes",
@@ -29,10 +30,18 @@ TASKS = (
 
 @dataclass
 class SourceConfig:
-    """Where training images come from: `folder:PATH`, or `scenes:count=8192,size=96,seed=0`."""
+    """Where training images come from: `folder:PATH`, `scenes:count=8192,size=96,seed=0`,
+    `webdataset:/data/{00000..00123}.tar` (or URLs, or `pipe:COMMAND`), or
+    `hf:NAME,split=train,column=image`.
+
+    `share` of all images; `homogeneous`: as so many batches that are wholly from this source, the
+    rest of them mixed. `allow_pipe`: whether a `webdataset:pipe:` source may run its commands.
+    """
 
     source: str
     share: float = field(default=1.0, metadata={"above": 0.0})
+    homogeneous: bool = False
+    allow_pipe: bool = False
 
 
 @dataclass
@@ -47,12 +56,20 @@ class ViewsConfig:
 
 @dataclass
 class DataConfig:
-    """Training images and their views; `workers` are loader processes on each rank."""
+    """Training images and their views; `workers` are loader processes on each rank.
+
+    An image of more than `max_pixels` (width times height) counts as one that cannot be decoded;
+    more than a share `max_bad` of such images ends the run. `shard_cache_gb`: room for fetched
+    shards of streamed sources, in 10^9 bytes.
+    """
 
     train: dict[str, SourceConfig]
     views: ViewsConfig = field(default_factory=ViewsConfig)
     view_seed: int = field(default=0, metadata={"least": 0})
     workers: int = field(default=1, metadata={"least": 0})
+    max_pixels: int = field(default=100_000_000, metadata={"least": 1})
+    max_bad: float = field(default=0.01, metadata={"least": 0.0, "most": 1.0})
+    shard_cache_gb: float = field(default=100.0, metadata={"above": 0.0})
 
 
 @dataclass
@@ -192,8 +209,21 @@ class ExportConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """Where the values of log.jsonl go as well while a stage trains (default: nowhere).
+
+    `to`: `tensorboard` (files in the run's folder), `wandb` (Weights & Biases, under the account
+    that this machine is logged in with); `project`: its project, or TensorBoard's name of the run
+    (default: the recipe's name).
+    """
+
+    to: list[str] = field(default_factory=list)
+    project: str | None = None
+
+
+@dataclass
 class Recipe:
-    """A whole experiment: data, teachers, stages, validation and export."""
+    """A whole experiment: data, teachers, stages, validation, export and tracking."""
 
     name: str
     data: DataConfig
@@ -202,3 +232,4 @@ class Recipe:
     seed: int = field(default=0, metadata={"least": 0})
     validate: ValidateConfig | None = field(default_factory=ValidateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -8,7 +8,7 @@ import torch
 from distill.folder import RunFolder
 from distill.progress import Progress
 from distill.recipe.load import from_dict
-from distill.runner import Runner, _accelerator, run
+from distill.runner import Runner, make_accelerator, run
 from distill.validation import probed_models
 from students import build_student
 
@@ -48,7 +48,7 @@ def test_seeds_share_a_name_and_have_an_untrained_self_each(tiny, tmp_path):
 def test_untrained_is_where_the_student_started(recipe, tmp_path):
     run(recipe, run_dir=tmp_path / "run", quiet=True)
     recipe.validate = from_dict({**_as_dict(recipe), "validate": CHEAP}).validate
-    runner = Runner(recipe, RunFolder(tmp_path / "run"), _accelerator(), Progress(shown=False))
+    runner = Runner(recipe, RunFolder(tmp_path / "run"), make_accelerator(), Progress(shown=False))
     teachers = {name: runner.teacher(name) for name in recipe.teachers}
     models, untrained_of = probed_models(runner, teachers)
     by_name = {model.name: model for model in models}
