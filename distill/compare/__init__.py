@@ -1,0 +1,1 @@
+"""Which teachers a student should learn from: one student a subset of them, and what they show."""
