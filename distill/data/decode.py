@@ -52,21 +52,21 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
         OSError: if the file cannot be read or is no regular file (a pipe, a folder).
         ValueError: as `decode_image_bytes`.
     """
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
+    # A pipe that nobody writes to would be waited for, here and in every worker.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        if status.st_size > _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDE:
-            raise ValueError(
-                f"a file of {status.st_size} bytes, more than {max_pixels} pixels can take"
-            )
-        data = file.readall()
+        size = status.st_size
+        if size > _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDE:
+            raise ValueError(f"a file of {size} bytes, more than {max_pixels} pixels can take")
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):
+            data += more
+    finally:
+        os.close(file)
     return decode_image_bytes(data, max_pixels)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe that nobody writes to would be waited for, here and in every worker.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode_image_bytes(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -105,7 +105,7 @@ class FolderSource:
         """See Source.read."""
         name = self.name(index)
         try:
-            return read_image(self.folder / name, self.max_pixels)
+            return read_image(os.path.join(self.folder, name), self.max_pixels)  # noqa: PTH118 - no Path made
         except OSError as error:
             raise BadSample(name, error.strerror or str(error)) from error
         except ValueError as error:
