@@ -14,7 +14,7 @@ def build_optimiser(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW
     """AdamW over a student and its adapters; norms, biases, tokens and scales do not decay."""
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     # A class, register or position token is stored with leading ones: (1, n, D) is no matrix.
-    decays = [p for _, p in trained if p.squeeze().ndim > 1 and p.shape[0] > 1]
+    decays = [p for _, p in trained if sum(n > 1 for n in p.shape) > 1 and p.shape[0] > 1]
     kept = {id(p) for p in decays}
     others = [p for _, p in trained if id(p) not in kept]
     return torch.optim.AdamW(

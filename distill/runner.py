@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -17,11 +16,16 @@ import torch
 from distill.data.source import Source
 from distill.data.sources import open_source
 from distill.engine.interruption import StopRequest
-from distill.engine.learner import StudentPlan, planned_students
+from distill.engine.learner import Learner, StudentPlan, planned_students
 from distill.engine.memory import probe_memory, stage_memory
+from distill.engine.placement import (
+    check_launch,
+    check_placement,
+    load_placed,
+    notes_of_sharding,
+)
 from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher
-from distill.engine.trainee import Trainee
 from distill.export import Origin, export_student, exported_steps
 from distill.files import writing
 from distill.folder import RunFolder
@@ -84,10 +88,13 @@ def run(
     recipe = prepare(recipe, overrides)
     folder = RunFolder(Path(run_dir) if run_dir is not None else Path("runs") / recipe.name)
     accelerator = make_accelerator(recipe.tracking.to, folder.path)
+    check_placement(recipe)
     progress = Progress(shown=accelerator.is_main_process and not quiet)
     if accelerator.is_main_process:
         folder.claim(recipe, _environment(accelerator))
     accelerator.wait_for_everyone()
+    for line in notes_of_sharding(recipe, accelerator):
+        progress.say(line)
     with StopRequest(accelerator) as stop, writing(folder.path):
         start_trackers(accelerator, recipe.tracking, recipe.name, folder.path)
         runner = Runner(recipe, folder, accelerator, progress, stop)
@@ -131,9 +138,14 @@ class Runner:
         """A frozen teacher: one of the recipe's, or the student of an earlier stage."""
         if name not in self._teachers:
             began = time.perf_counter()
-            self._teachers[name] = load_teacher(self.spec(name), self.accelerator.device)
+            self._teachers[name] = self._load(name)
             self.seconds["loading"] = self.seconds.get("loading", 0.0) + time.perf_counter() - began
         return self._teachers[name]
+
+    def _load(self, name: str) -> Teacher:
+        if name not in self.recipe.teachers:
+            return load_teacher(self.spec(name), self.accelerator.device)
+        return load_placed(self.spec(name), self.recipe.teachers[name], self.accelerator)
 
     def spec(self, name: str) -> TeacherSpec:
         """What the recipe says of a teacher."""
@@ -220,8 +232,10 @@ class Runner:
         for trainee in stage.train(plans):
             if trainee.stopped is not None:
                 self._stop(name, trainee.plan.name, trainee.stopped, checkpoints)
-            elif self.accelerator.is_main_process:
-                self._export(name, trainee)
+            else:
+                learner = trainee.whole_result()
+                if learner is not None and self.accelerator.is_main_process:
+                    self._export(name, trainee.plan, learner)
         self.accelerator.wait_for_everyone()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
@@ -236,12 +250,12 @@ class Runner:
                 config.normaliser,
                 config.weight,
                 config.batch_share,
+                self.accelerator.device,
             )
         sizes = drawn or self.recipe.stages[stage].image_sizes
         return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")
 
-    def _export(self, stage: str, trainee: Trainee) -> None:
-        plan, learner = trainee.plan, trainee.result
+    def _export(self, stage: str, plan: StudentPlan, learner: Learner) -> None:
         spaces: Spaces = learner.own_spaces()
         about = lineage(
             self.recipe, plan, self.folder.path, lambda teacher: self.teacher(teacher).info
@@ -271,21 +285,23 @@ class Runner:
 
     def validate(self) -> list[dict[str, Any]]:
         """Probe all models, unless it has been done; write the report."""
-        if not self.accelerator.is_main_process:
+        first, asked = self.accelerator.is_main_process, self.recipe.validate is not None
+        # All ranks have to call a sharded teacher; the others write nothing.
+        if not first and not any(config.shard for config in self.recipe.teachers.values()):
             return []
-        rows = []
-        if self.recipe.validate is not None:
-            if self.worked or not self.folder.validated(self.recipe):
-                self._begin()
-                began = time.perf_counter()
-                with probe_memory(self.recipe, self.accelerator.device):
-                    validate_run(self)
-                self.seconds["probes"] = time.perf_counter() - began
+        if asked and (self.worked or not self.folder.validated(self.recipe)):
+            self._begin()
+            began = time.perf_counter()
+            with probe_memory(self.recipe, self.accelerator.device):
+                validate_run(self)
+            self.seconds["probes"] = time.perf_counter() - began
+            if first:
                 self.folder.write_seconds(self.seconds)
-            rows = self.folder.rows()
+        if not first:
+            return []
         if not (self.folder.path / "report.html").exists():
             self._report()
-        return rows
+        return self.folder.rows() if asked else []
 
     def _report(self) -> None:
         from distill.report.page import write_report
@@ -309,12 +325,7 @@ def make_accelerator(trackers: Sequence[str] = (), folder: Path | None = None) -
         log_with=list(trackers) or None,
         project_dir=None if folder is None else folder / TENSORBOARD,
     )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and accelerator.num_processes == 1:
-        raise UserError(
-            f"WORLD_SIZE is {world}, but each process would train alone: on CPUs set "
-            "ACCELERATE_USE_CPU=true for torchrun"
-        )
+    check_launch(accelerator)
     return accelerator
 
 

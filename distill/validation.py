@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.engine.learner import (
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def validate_run(runner: Runner) -> list[dict[str, Any]]:
-    """Probe everything the recipe asks for; write validation.json, print the table."""
+    """Probe everything the recipe asks for; write validation.json, print the table. Ranks other
+    than the first, which are here for sharded teachers alone, write nothing."""
     from distill.comparison import comparison_table, render_terminal
     from distill.probes.world import World
     from distill.report.pictures import draw_pictures
@@ -52,15 +55,19 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
             progress=advanced,
         )
     world = World(sizes[0], config.train, config.test, config.seed)
-    draw_pictures(
-        list({model.name: model for model in reversed(models)}.values())[::-1],
-        teachers,
-        world.test,
-        world.train,
-        sizes[0],
-        runner.folder.path / "pictures",
-        runner.accelerator.device,
-    )
+    first = runner.accelerator.is_main_process
+    with tempfile.TemporaryDirectory() as thrown_away:
+        draw_pictures(
+            list({model.name: model for model in reversed(models)}.values())[::-1],
+            teachers,
+            world.test,
+            world.train,
+            sizes[0],
+            runner.folder.path / "pictures" if first else Path(thrown_away),
+            runner.accelerator.device,
+        )
+    if not first:
+        return rows
     # Last, for it says that all of this is done.
     runner.folder.write_validation(recipe, rows, untrained_of)
     if runner.progress.shown:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -66,6 +66,11 @@ class SamTeacher(TransformersTeacher):
             resized = F.interpolate(maps, grid, mode="bicubic", align_corners=False)
             self._tables[side, device] = resized.permute(0, 2, 3, 1).to(table.dtype)
         return self._tables[side, device]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The image encoder."""
+        return self.model.vision_encoder
 
     @property
     def mask_decoder(self) -> MaskDecoder:
@@ -153,7 +158,7 @@ class MaskDecoder:
                 input_labels=torch.ones(*points.shape[:2], 1, dtype=torch.long, device=device),
                 multimask_output=True,
             )
-        return out.pred_masks, out.iou_scores
+        return out.pred_masks.to(dense.device), out.iou_scores.to(dense.device)
 
 
 class Segmenter:
@@ -187,10 +192,11 @@ class Segmenter:
                 f"points {tuple(points.shape)} for pixels {tuple(pixels.shape)}: expected (B, P, 2)"
             )
         at_once = self.teacher.spec.micro_batch or len(pixels)
-        points = points.to(pixels.device).float()
-        with torch.autocast(pixels.device.type, enabled=False):
+        points = points.to(self.teacher.device).float()
+        with torch.autocast(self.teacher.device.type, enabled=False):
             parts = [
                 self.decode(self.teacher.shown(some, size), asked)
                 for some, asked in zip(pixels.split(at_once), points.split(at_once), strict=True)
             ]
-        return torch.cat([masks for masks, _ in parts]), torch.cat([iou for _, iou in parts])
+        masks, iou = (torch.cat(kind) for kind in zip(*parts, strict=True))
+        return masks.to(pixels.device), iou.to(pixels.device)

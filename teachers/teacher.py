@@ -60,20 +60,22 @@ class Teacher(nn.Module):
         """Features of pixels (B, 3, H, W), RGB float in [0, 1], shown at `size`.
 
         `size` is a side or (height, width) in pixels, None for the native size. The features are
-        in the teacher's own dtype, whatever autocast is around it; only `spec.tokens` are given.
+        in the teacher's own dtype, whatever autocast is around it, and on the pixels' device,
+        whatever the teacher's is; only `spec.tokens` are given.
 
         Raises:
             UserError: if the teacher does not take this size.
             TypeError: if the pixels are not floating point.
         """
         parts = pixels.split(self.spec.micro_batch or len(pixels))
-        with torch.autocast(pixels.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             shown = (self.shown(part, size) for part in parts)
-            return concatenated([self.encode(part).only(self.spec.tokens) for part in shown])
+            found = [self.encode(part).only(self.spec.tokens) for part in shown]
+        return concatenated(found).map(lambda _, tokens: tokens.to(pixels.device))
 
     def shown(self, pixels: Tensor, size: Size | None = None) -> Tensor:
         """Pixels (B, 3, H, W) as `encode` takes them, of pixels as `forward` takes them: resized to
-        `size`, normalised, in the teacher's dtype.
+        `size`, normalised, in the teacher's dtype and on its device.
 
         Raises:
             UserError, TypeError: as `forward`.
@@ -85,7 +87,7 @@ class Teacher(nn.Module):
         if problem:
             raise UserError(problem)
         # Statistics have more digits than a short float: normalise first, cast after.
-        return self.norm(resize(pixels.float(), size)).to(self.dtype)
+        return self.norm(resize(pixels.to(self.device).float(), size)).to(self.dtype)
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Features:
@@ -93,6 +95,16 @@ class Teacher(nn.Module):
 
     def train(self, mode: bool = True) -> Teacher:
         """Nothing: a teacher stays in eval mode."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.norm.mean.device
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What `encode` runs, without decoders of a checkpoint that are loaded with it."""
         return self
 
     @property

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from distill.engine.sharding import split_like, whole
 from distill.engine.trainee import Trainee
 from distill.files import refusal, sync
 from students import UserError
@@ -56,6 +57,15 @@ def save_checkpoint(folder: Path, step: int, trainees: Iterable[Trainee]) -> Non
         shutil.rmtree(old, ignore_errors=True)
 
 
+def give_parts(trainees: Iterable[Trainee]) -> None:
+    """What the other ranks do while the first one saves: of a sharded student it writes all parts,
+    in the files that an unsharded one has."""
+    for trainee in trainees:
+        for tensors in _tensors(trainee).values():
+            for tensor in tensors.values():
+                whole(tensor.detach())
+
+
 def _write(beside: Path, step: int, trainees: Iterable[Trainee]) -> None:
     sums, students = {}, {}
     for trainee in trainees:
@@ -65,7 +75,7 @@ def _write(beside: Path, step: int, trainees: Iterable[Trainee]) -> None:
         }
         for part, tensors in _tensors(trainee).items():
             name = f"{trainee.plan.name}.{part}.safetensors"
-            save_file(tensors, beside / name)
+            save_file({n: _stored(tensor) for n, tensor in tensors.items()}, beside / name)
             sums[name] = _digest(beside / name)
             sync(beside / name)
     state = {"step": step, "students": students, "files": sums}
@@ -150,23 +160,37 @@ def load_trainee(checkpoint: Checkpoint, trainee: Trainee) -> None:
     """Put weights, optimiser, moving average and the log's open sums back as they were saved."""
     name = trainee.plan.name
 
-    def tensors(part: str) -> dict[str, Tensor]:
-        return load_file(checkpoint.path / f"{name}.{part}.safetensors")
+    def tensors(part: str) -> Iterator[tuple[str, Tensor]]:
+        # One at a time: of what is sharded, a rank need not hold all.
+        with safe_open(checkpoint.path / f"{name}.{part}.safetensors", "pt") as file:
+            for entry in file.keys():  # noqa: SIM118  (no mapping)
+                yield entry, file.get_tensor(entry)
 
-    trainee.learner.load_state_dict(tensors("weights"))
+    _restore(trainee.learner, tensors("weights"))
     state: dict[str, Any] = trainee.optimiser.state_dict()
+    parameters = [p for group in trainee.optimiser.param_groups for p in group["params"]]
     state["state"] = {}
-    for entry, tensor in tensors("optimiser").items():
+    for entry, tensor in tensors("optimiser"):
         index, _, field = entry.partition(".")
-        state["state"].setdefault(int(index), {})[field] = tensor
+        parameter = parameters[int(index)]
+        split = split_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        state["state"].setdefault(int(index), {})[field] = split
     trainee.optimiser.load_state_dict(state)
     if trainee.ema is not None:
-        trainee.ema.load_state_dict(tensors("ema"))
-    trainee.restore_log(tensors("log"))
+        _restore(trainee.ema, tensors("ema"))
+    trainee.restore_log(dict(tensors("log")))
     trainee.stopped = checkpoint.students[name]
 
 
+def _restore(module: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    held = module.state_dict()
+    module.load_state_dict(
+        {name: split_like(tensor, held.get(name, tensor)) for name, tensor in tensors}
+    )
+
+
 def _tensors(trainee: Trainee) -> dict[str, dict[str, Tensor]]:
+    """What is kept of a student, file by file; in the same order on all ranks."""
     optimiser = {
         f"{index}.{field}": value
         for index, entry in trainee.optimiser.state_dict()["state"].items()
@@ -180,11 +204,11 @@ def _tensors(trainee: Trainee) -> dict[str, dict[str, Tensor]]:
     }
     if trainee.ema is not None:
         parts["ema"] = trainee.ema.state_dict()
-    return {part: {n: _stored(t) for n, t in tensors.items()} for part, tensors in parts.items()}
+    return parts
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    return whole(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
 def _found(folder: Path) -> list[Path]:

@@ -33,14 +33,11 @@ class Learner(nn.Module):
         self, pixels: Tensor, size: int, rows: Mapping[str, Rows] | None = None
     ) -> dict[str, Features]:
         """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`; with
-        `rows`, of each teacher those alone, and none of a teacher that has none."""
+        `rows`, of each teacher those alone. A teacher that has none gets predictions of no row:
+        every weight is in what all ranks return, so that they exchange the same gradients."""
         features = self.student(pixels, size)
         seen = {name: rows[name] if rows else Rows() for name in self.teachers}
-        return {
-            name: self.space(name).predict(_rows(features, own))
-            for name, own in seen.items()
-            if not own.none
-        }
+        return {name: self.space(name).predict(_rows(features, own)) for name, own in seen.items()}
 
     def space(self, teacher: str) -> Space:
         """The space of one teacher."""

@@ -15,6 +15,7 @@ from distill.data.photometrics import photometrics
 from distill.data.source import Source
 from distill.engine.checkpoint import (
     damage,
+    give_parts,
     load_trainee,
     newest_checkpoint,
     save_checkpoint,
@@ -29,7 +30,7 @@ from distill.losses import best_scale, token_loss
 from distill.optim import learning_rate
 from distill.progress import Progress
 from distill.recipe.schema import LossConfig, Recipe
-from students import Features, match_grids
+from students import TOKEN_KINDS, Features, match_grids
 from students.keys import draw_size, key
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class Stage:
 
             def stream() -> Iterator[tuple[int, Tensor, dict[str, Rows]]]:
                 for step, batch, pixels in self._pixels(0, steps):
-                    yield step, pixels, self._rows(batch.positions)
+                    for part, positions in self._parts(batch, pixels):
+                        yield step, part, self._rows(positions)
                     bar.advance()
 
             calibrate(
@@ -210,8 +212,7 @@ class Stage:
         With `micro_batch`, part by part: gradients add up, and the update comes with the last.
         """
         rate = learning_rate(step, self.config.train)
-        at_once = self.config.train.micro_batch or len(pixels)
-        parts = list(zip(pixels.split(at_once), batch.positions.split(at_once), strict=True))
+        parts = self._parts(batch, pixels)
         for number, (part, positions) in enumerate(parts):
             last = number + 1 == len(parts)
             rows = self._rows(positions)
@@ -223,6 +224,11 @@ class Stage:
                     self._loss(trainee, predictions, targets, rows).backward()
                 if last:
                     trainee.update(rate, self.config.train)
+
+    def _parts(self, batch: Batch, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pixels and positions of each part of a rank's batch that goes through at once."""
+        at_once = self.config.train.micro_batch or len(pixels)
+        return list(zip(pixels.split(at_once), batch.positions.split(at_once), strict=True))
 
     def _seed(self, plan: StudentPlan, step: int, positions: Tensor) -> None:
         """Make torch's global state, which dropout and stochastic depth draw from, one of keys."""
@@ -238,12 +244,12 @@ class Stage:
 
     def _targets(self, step: int, pixels: Tensor, rows: dict[str, Rows]) -> dict[str, Features]:
         """Targets of each teacher that sees any row."""
-        seed = self.recipe.seed
-        return {
-            name: teacher.targets(teacher.features(rows[name].of(pixels), seed, self.name, step))
-            for name, teacher in self.teachers.items()
-            if not rows[name].none
-        }
+        found = {}
+        for name, teacher in self.teachers.items():
+            features = teacher.features(pixels, rows[name], self.recipe.seed, self.name, step)
+            if features is not None:
+                found[name] = teacher.targets(features)
+        return found
 
     def _predict(
         self,
@@ -269,6 +275,13 @@ class Stage:
     ) -> Tensor:
         total = torch.zeros((), device=self.device)
         for name, predicted in predictions.items():
+            if rows[name].none:
+                # Zero, and a gradient of zero for the same weights as where there are rows.
+                for kind in TOKEN_KINDS:
+                    tokens = predicted.get(kind)
+                    if tokens is not None and getattr(self.config.loss, kind):
+                        total = total + tokens.float().sum()
+                continue
             for kind, (mean, sums) in compare(predicted, targets[name], self.config.loss).items():
                 loss = rows[name].weight * mean
                 total = total + self.teachers[name].weight * loss
@@ -276,33 +289,53 @@ class Stage:
         return total
 
     def _save(self, step: int, trainees: list[Trainee]) -> None:
-        """Write a checkpoint, on the first rank."""
+        """Write a checkpoint, on the first rank; the others give their parts of what is sharded."""
         if self.accelerator.is_main_process:
             save_checkpoint(self.checkpoints, step, trainees)
+        else:
+            give_parts(trainees)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def _calibrate_scales(self, trainees: list[Trainee]) -> None:
         """Fit each adapter's scalar s, the least squares of s * prediction to target."""
         steps = min(self.config.calibration_batches, self.config.train.steps)
-        sums: dict[tuple[int, str, str], Tensor] = {}
+        # A rank may see no row of a teacher: all of them add up the same sums.
+        sums = {
+            (i, name, kind): torch.zeros(3, dtype=torch.float64, device=self.device)
+            for i, trainee in enumerate(trainees)
+            for name in trainee.learner.teachers
+            for kind in trainee.learner.space(name).kinds
+            if getattr(self.config.loss, kind)
+        }
         for trainee in trainees:
             trainee.result.eval()
         with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
             for step, batch, pixels in self._pixels(0, steps):
-                rows = self._rows(batch.positions)
-                targets = self._targets(step, pixels, rows)
-                for i, trainee in enumerate(trainees):
-                    predictions = self._predict(trainee.result, trainee.plan, step, pixels, rows)
-                    for name, predicted in predictions.items():
-                        parts = compare(predicted, targets[name], self.config.loss)
-                        for kind, (_, part) in parts.items():
-                            where = (i, name, kind)
-                            sums[where] = sums.get(where, 0) + part.double()
+                for part, positions in self._parts(batch, pixels):
+                    self._sum_up(trainees, step, part, self._rows(positions), sums)
                 bar.advance()
         for (i, name, kind), total in sums.items():
             scale = trainees[i].result.space(name).scales[kind]
             scale.data.copy_(best_scale(self.accelerator.reduce(total, "sum")))
+
+    def _sum_up(
+        self,
+        trainees: list[Trainee],
+        step: int,
+        pixels: Tensor,
+        rows: dict[str, Rows],
+        sums: dict[tuple[int, str, str], Tensor],
+    ) -> None:
+        """Add what `best_scale` needs of these pixels to `sums`."""
+        targets = self._targets(step, pixels, rows)
+        for i, trainee in enumerate(trainees):
+            predictions = self._predict(trainee.result, trainee.plan, step, pixels, rows)
+            for name, target in targets.items():
+                if name in predictions:
+                    parts = compare(predictions[name], target, self.config.loss)
+                    for kind, (_, part) in parts.items():
+                        sums[i, name, kind] += part.double()
 
 
 def compare(

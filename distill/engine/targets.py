@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distill.engine.sharding import is_sharded
 from students import Features
 from students.keys import draw_size
 from students.normalisers import Moments, Normaliser
@@ -25,11 +26,13 @@ class Rows:
 
     `index` (n,) int64 on the CPU, None for all of them. `weight` makes of a mean over these rows
     their part of the mean over the rows of the whole batch, as an average over ranks and a sum over
-    the parts of a rank's batch add it up.
+    the parts of a rank's batch add it up. `most`: how many the rank with most of them has, in the
+    same part of its batch.
     """
 
     index: Tensor | None = None
     weight: float = 1.0
+    most: int = 0
 
     @property
     def none(self) -> bool:
@@ -59,13 +62,16 @@ def rows_seen(positions: Tensor, share: float, batch_size: int, ranks: int) -> R
     def before(position: int) -> int:
         return math.floor(position * share + 1e-9)
 
+    count, of_rank = len(positions), batch_size // ranks
+    if share == 1:
+        return Rows(weight=count * ranks / batch_size, most=count)
     start = int(positions[0]) // batch_size * batch_size
     everywhere = before(start + batch_size) - before(start)
-    if share == 1:
-        return Rows(weight=len(positions) * ranks / batch_size)
     seen = [before(p + 1) > before(p) for p in positions.tolist()]
     index = torch.tensor(seen).nonzero()[:, 0]
-    return Rows(index, len(index) * ranks / everywhere)
+    same = range(start + (int(positions[0]) - start) % of_rank, start + batch_size, of_rank)
+    most = max(before(first + count) - before(first) for first in same)
+    return Rows(index, len(index) * ranks / everywhere, most)
 
 
 @dataclass
@@ -89,9 +95,11 @@ class TargetTeacher:
         normaliser: str,
         weight: float = 1.0,
         batch_share: float = 1.0,
+        device: torch.device | None = None,
     ) -> TargetTeacher:
-        """A teacher whose normalisers have yet to be calibrated."""
-        device = next(teacher.parameters()).device
+        """A teacher whose normalisers have yet to be calibrated, for pixels on `device` (default:
+        the teacher's own)."""
+        device = next(teacher.parameters()).device if device is None else device
         normalisers = {
             kind: Normaliser(normaliser, width).to(device)
             for kind, width in widths(teacher).items()
@@ -99,9 +107,22 @@ class TargetTeacher:
         }
         return cls(name, teacher, sizes or [teacher.size], normalisers, weight, batch_share)
 
-    def features(self, pixels: Tensor, seed: int, stage: str, step: int) -> Features:
-        """The teacher's own features of pixels (B, 3, H, W) in [0, 1] at this step's size."""
-        return self.teacher(pixels, draw_size(self.sizes, seed, stage, step, self.name))
+    def features(
+        self, pixels: Tensor, rows: Rows, seed: int, stage: str, step: int
+    ) -> Features | None:
+        """The teacher's own features of these rows of pixels (B, 3, H, W) in [0, 1] at this step's
+        size, None if there is none."""
+        size, seen = draw_size(self.sizes, seed, stage, step, self.name), rows.of(pixels)
+        if not is_sharded(self.teacher):
+            return None if rows.none else self.teacher(seen, size)
+        if not rows.most:
+            return None
+        # All ranks call it together, and its micro-batches as often: some row fills up what is
+        # missing, and is thrown away.
+        count = len(seen)
+        filled = torch.cat([seen, pixels[:1].expand(rows.most - count, -1, -1, -1)])
+        features = self.teacher(filled, size)
+        return None if rows.none else features.map(lambda _, tokens: tokens[:count])
 
     def targets(self, features: Features) -> Features:
         """Features after the normalisers, in the teacher's own dtype: standardised, they need no
@@ -129,18 +150,20 @@ def calibrate(
     gives the same normaliser (EUPE measures over 500 batches and then keeps mean and std).
     """
     teachers = list(teachers)
-    moments: dict[tuple[str, str], Moments] = {}
+    moments = {
+        (teacher.name, kind): Moments(len(normaliser.mean), normaliser.mean.device)
+        for teacher in teachers
+        for kind, normaliser in teacher.normalisers.items()
+    }
     for step, pixels, rows in batches:
         for teacher in teachers:
-            seen = rows[teacher.name].of(pixels)
-            features = teacher.features(seen, seed, stage, step)
+            features = teacher.features(pixels, rows[teacher.name], seed, stage, step)
+            if features is None:
+                continue
             for kind in teacher.normalisers:
                 tokens = features.get(kind)
                 assert tokens is not None
-                held = moments.setdefault(
-                    (teacher.name, kind), Moments(tokens.shape[-1], tokens.device)
-                )
-                held.update(tokens)
+                moments[teacher.name, kind].update(tokens)
     for teacher in teachers:
         for kind, normaliser in teacher.normalisers.items():
             normaliser.fit(merged_over_ranks(moments[teacher.name, kind], accelerator))
@@ -154,5 +177,6 @@ def merged_over_ranks(moments: Moments, accelerator: Accelerator) -> Moments:
     total = Moments(len(moments.mean), moments.device)
     for row in accelerator.gather(own.to(accelerator.device)).to(moments.device):
         width = len(moments.mean)
-        total.merge(row[0], row[1 : 1 + width], row[1 + width :])
+        if row[0] > 0:  # a rank may have seen no row at all
+            total.merge(row[0], row[1 : 1 + width], row[1 + width :])
     return total

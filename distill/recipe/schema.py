@@ -80,8 +80,10 @@ class TeacherConfig:
 
     What a teacher may cost: `tokens`, `layer` (dense tokens after this block instead of the last),
     `batch_share` (it sees that share of each batch, and the loss counts only those images),
-    `micro_batch` (images of one forward pass). `mean` and `std`: pixel statistics for a checkpoint
-    that brings none. `trust_remote_code` and `allow_pickle`: what a checkpoint may bring along.
+    `micro_batch` (images of one forward pass), `device` (one of its own, "cuda:1" or "cpu"; the
+    default is the students'), `shard` (its blocks split over the ranks). `mean` and `std`: pixel
+    statistics for a checkpoint that brings none. `trust_remote_code` and `allow_pickle`: what a
+    checkpoint may bring along.
     """
 
     family: str | None = field(default=None, kw_only=True)
@@ -94,6 +96,8 @@ class TeacherConfig:
     layer: int | None = field(default=None, metadata={"least": 1})
     batch_share: float = field(default=1.0, metadata={"above": 0.0, "most": 1.0})
     micro_batch: int | None = field(default=None, metadata={"least": 1})
+    device: str | None = None
+    shard: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
     trust_remote_code: bool = False
@@ -144,7 +148,9 @@ class TrainConfig:
     """Optimisation of every student of a stage. `batch_size` is over all ranks.
 
     `micro_batch`: images of a rank that go through at once, gradients added up (default: all of its
-    part). `checkpointing`: keep fewer activations and compute them again on the way back. After
+    part). `checkpointing`: keep fewer activations and compute them again on the way back. `shard`:
+    weights, gradients, moments and moving average split over the ranks, instead of whole on each;
+    a run may go on with it or without. After
     `max_nonfinite` steps in a row whose loss or gradient is not finite, a student is stopped.
     """
 
@@ -160,6 +166,7 @@ class TrainConfig:
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16")})
     micro_batch: int | None = field(default=None, metadata={"least": 1})
     checkpointing: bool = False
+    shard: bool = False
     max_nonfinite: int = field(default=10, metadata={"least": 1})
     log_every: int = field(default=20, metadata={"least": 1})
     save_every: int = field(default=1000, metadata={"least": 1})
