@@ -6,22 +6,35 @@ A step's batch is a function of the step alone, so a run that goes on from step 
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import os
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distill.data.order import Mixture, mix, shuffled
-from distill.data.source import BadSample, Source
+from distill.data.lanes import Lanes
+from distill.data.order import Order, Permutation, Schedule
+from distill.data.shards import ShardedSource
+from distill.data.source import BadSample, IndexedSource, Source
 from distill.data.views import DRAWS, check_views, cut, draw_view
-from students.errors import UserError
+from students.errors import UserError, did_you_mean
 
-ATTEMPTS = 10
-"""Replacements that are tried for a bad sample."""
+_LOOK_AFTER = 1.0
+"""Seconds between a worker's looks whether the main process is still there."""
 
 
 @dataclass
@@ -29,15 +42,15 @@ class Batch:
     """One rank's part of one step.
 
     `pixels` (b, 3, S, S) uint8 RGB; `draws` (b, 6) float32, columns distill.data.views.DRAWS;
-    `positions` (b,) int64 in the stream; `names` of the samples shown, `SOURCE/name`; `bad`, the
-    names of samples that could not be decoded and were replaced.
+    `positions` (b,) int64 in the stream; `names` of the samples shown, `SOURCE/name`; `bad`,
+    (name, reason) of each sample that could not be decoded and was replaced.
     """
 
     pixels: Tensor
     draws: Tensor
     positions: Tensor
     names: list[str]
-    bad: list[str]
+    bad: list[tuple[str, str]]
 
     def pin_memory(self) -> Batch:
         """The same with pixels in pinned memory; draws are read on the host and stay."""
@@ -58,11 +71,13 @@ def batches(
     rank: int = 0,
     world: int = 1,
     workers: int = 1,
+    homogeneous: Collection[str] = (),
 ) -> Iterator[Batch]:
     """Batches of steps first_step to first_step + steps - 1, in order.
 
     The batch of step t is positions t * batch_size to (t + 1) * batch_size - 1 of the stream (see
-    distill.data.order.Mixture), of which a rank takes its contiguous part.
+    distill.data.order.Schedule), of which a rank takes its contiguous part. Workers go on at
+    Ctrl-C and SIGTERM, so that a step can be finished, and end with this process however it ends.
 
     Args:
         sources: (source, share) by name.
@@ -76,11 +91,12 @@ def batches(
         rank: of this process, 0 <= rank < world.
         world: number of ranks.
         workers: loading processes of this rank; 0 loads in this one.
+        homogeneous: names of sources whose share is one of steps: batches wholly their own.
 
     Raises:
         UserError: at once, if there is no source, a share rounds to nothing, the policy or scale
             is wrong, or the ranks cannot share a batch evenly; later, if a sample and all of its
-            replacements are bad.
+            replacements are bad, or a shard cannot be had.
     """
     if not sources:
         raise UserError("no source of training images: name at least one under data.train")
@@ -91,7 +107,12 @@ def batches(
             f"batch_size {batch_size} cannot be shared evenly by {world} processes: take "
             + (f"{below} or {below + world}" if below else f"{world}")
         )
-    made = _Steps(sources, policy, scale, view_seed, canvas, batch_size, rank, world)
+    for name in homogeneous:
+        if name not in sources:
+            raise UserError(
+                f"no source {name!r} for homogeneous batches{did_you_mean(name, sources)}"
+            )
+    made = _Steps(sources, policy, scale, view_seed, canvas, batch_size, rank, world, homogeneous)
     return _iterate(made, range(first_step, first_step + steps), workers)
 
 
@@ -108,42 +129,56 @@ class _Steps(Dataset):
         batch_size: int,
         rank: int,
         world: int,
+        homogeneous: Collection[str],
     ):
         self.names = list(sources)
         self.sources = [source for source, _ in sources.values()]
-        lengths = [len(source) for source in self.sources]
-        self.mixture = Mixture(lengths, [share for _, share in sources.values()], view_seed)
+        self.orders = [
+            _order(source, view_seed, number) for number, source in enumerate(self.sources)
+        ]
+        shares = [share for _, share in sources.values()]
+        own = [name in homogeneous for name in self.names]
+        self.schedule = Schedule(shares, own, batch_size, view_seed)
         self.policy, self.scale, self.view_seed, self.canvas = policy, scale, view_seed, canvas
         self.batch_size, self.rank, self.world = batch_size, rank, world
 
     def __getitem__(self, step: int) -> Batch | UserError:
         """The batch; an error is handed over, since one raised in a worker loses its one line."""
         rows = self.batch_size // self.world
-        first = step * self.batch_size + self.rank * rows
-        positions = np.arange(first, first + rows)
+        mine = self.rank * rows + np.arange(rows)
         batch = Batch(
             pixels=torch.empty((rows, 3, self.canvas, self.canvas), dtype=torch.uint8),
             draws=torch.empty((rows, len(DRAWS)), dtype=torch.float32),
-            positions=torch.from_numpy(positions),
+            positions=torch.from_numpy(step * self.batch_size + mine),
             names=[],
             bad=[],
         )
         try:
-            for row, where in enumerate(zip(*self.mixture.at(positions), strict=True)):
-                source, epoch, index = map(int, where)
+            for row, (source, epoch, index) in enumerate(self._samples(step, mine)):
                 self._fill(batch, row, source, epoch, index)
         except UserError as error:
             return error
         return batch
 
+    def _samples(self, step: int, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """(source, epoch, index) of each row of a step."""
+        source, draw = self.schedule.at(step, rows)
+        epoch, index = np.empty_like(draw), np.empty_like(draw)
+        for number in np.unique(source):
+            its = source == number
+            epoch[its], index[its] = self.orders[number].at(draw[its])
+        return zip(source.tolist(), epoch.tolist(), index.tolist(), strict=True)
+
     def _fill(self, batch: Batch, row: int, source: int, epoch: int, index: int) -> None:
         origin, prefix = self.sources[source], self.names[source]
-        reason = ""
-        for candidate in self._candidates(len(origin), epoch, index):
+        reason, tried = "", 0
+        replacements = self.orders[source].replacements(epoch, index)
+        for candidate in itertools.chain([index], replacements):
+            tried += 1
             try:
                 image = origin.read(candidate)
             except BadSample as bad:
-                batch.bad.append(f"{prefix}/{bad.name}")
+                batch.bad.append((f"{prefix}/{bad.name}", bad.reason))
                 reason = reason or str(bad)
                 continue
             size = (image.shape[1], image.shape[2])
@@ -154,18 +189,22 @@ class _Steps(Dataset):
             return
         raise UserError(
             f"source {prefix!r} has too many images that cannot be decoded: the first of "
-            f"{min(ATTEMPTS + 1, len(origin))} in a row is {reason}"
+            f"{tried} in a row is {reason}"
         )
 
-    def _candidates(self, length: int, epoch: int, index: int) -> Iterator[int]:
-        """The sample, then its replacements: others of its source, in an order of its own."""
-        yield index
-        for attempt in range(min(ATTEMPTS, length - 1)):
-            other = int(shuffled(attempt, length - 1, mix(self.view_seed, 2, epoch, index))[0])
-            yield other + (other >= index)
+
+def _order(source: Source, seed: int, number: int) -> Order:
+    if isinstance(source, ShardedSource):
+        return Lanes(source, seed, number)
+    return Permutation(len(cast(IndexedSource, source)), seed, number)
 
 
 def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
+    # Forked workers share the list of files and start at once; only Linux forks safely.
+    context = get_context("fork" if sys.platform == "linux" else None)
+    # A byte in the pipe tells every worker to end; none reads it, so all of them see it.
+    told, tell = context.Pipe(duplex=False)
+    end_workers = partial(tell.send_bytes, b".")
     loader: DataLoader = DataLoader(
         made,
         batch_size=None,
@@ -173,12 +212,35 @@ def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        # Forked workers share the list of files and start at once; only Linux forks safely.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=context if workers else None,
+        worker_init_fn=partial(_outlive_signals, os.getpid(), told) if workers else None,
     )
-    # The loader's own iterator stops its workers when it is let go of, which an abandoned
-    # generator does on being closed. torch gives each worker one thread.
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    iterator = iter(loader)
+    # Where this generator is never closed, before the loader waits for its workers.
+    atexit.register(end_workers)
+    try:
+        # torch gives each worker one thread.
+        for batch in iterator:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        end_workers()
+        atexit.unregister(end_workers)
+
+
+def _outlive_signals(parent: int, told: Connection, _worker: int) -> None:
+    """Makes a worker deaf to what stops the main process, and ends it when that is gone.
+
+    The loader itself would end a worker that is slow to stop by SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent, told), daemon=True).start()
+
+
+def _end_with(parent: int, told: Connection) -> None:
+    while os.getppid() == parent and not told.poll(_LOOK_AFTER):
+        pass
+    time.sleep(_LOOK_AFTER)  # by now a worker that is idle has ended by itself
+    os._exit(0)

@@ -6,7 +6,8 @@ talking, and no permutation is held in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,12 @@ from students.errors import UserError
 BLOCK = 256
 """Positions in which every source gets its exact share."""
 
+ATTEMPTS = 10
+"""Replacements that are tried for a bad sample."""
+
+# What a hash is for is its second part, so that uses of one seed do not meet: 0 a block of
+# positions, 1 an epoch of samples, 2 replacements, 3 a block of steps, 4 a deal of shards,
+# 5 samples of a shard (4 and 5: see distill.data.lanes).
 _ROUNDS = 6
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,41 +90,112 @@ def _feistel(
     return (left << bits) | right
 
 
+class Order(Protocol):
+    """The order in which a source's samples are drawn: its k-th draw for any k, with no state."""
+
+    def at(self, draws: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(epoch, index) of each draw, counted from 0: two int64 arrays as long as `draws`."""
+
+    def replacements(self, epoch: int, index: int) -> Iterator[int]:
+        """Indices to show, one after the other, for want of a bad sample; at most ATTEMPTS."""
+
+
+class Permutation:
+    """The order of a source of `length` samples: all of them, shuffled anew each epoch.
+
+    Args:
+        length: at least 1.
+        seed: at least 0.
+        source: number of the source in its recipe; sources of one length differ in their order.
+    """
+
+    def __init__(self, length: int, seed: int, source: int):
+        self.length, self.seed, self.source = length, seed, source
+
+    def at(self, draws: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See Order.at: any n successive draws that begin at a multiple of n show each sample."""
+        epoch, place = np.divmod(draws, self.length)
+        return epoch, shuffled(place, self.length, mix(self.seed, 1, self.source, epoch))
+
+    def replacements(self, epoch: int, index: int) -> Iterator[int]:
+        """See Order.replacements: others of the source, in an order of the bad sample's own."""
+        for attempt in range(min(ATTEMPTS, self.length - 1)):
+            key = mix(self.seed, 2, epoch, index)
+            other = int(shuffled(attempt, self.length - 1, key)[0])
+            yield other + (other >= index)
+
+
 class Mixture:
     """Several sources mixed by shares into one endless stream of positions 0, 1, 2, ...
 
     In each block of 256 positions every source gets its share, rounded by largest remainder, at
-    shuffled places. Each source runs through its samples in an order of its own, shuffled anew
-    each epoch: any `n` successive draws from a source of n samples that begin at a multiple of n
-    show each of them once.
+    shuffled places.
 
     Args:
-        lengths: samples of each source, at least 1.
         shares: positive weights, in any unit.
         seed: at least 0; the same seed gives the same stream.
+        use: sets apart streams of one seed.
 
     Raises:
         UserError: if a share is not positive and finite, or so small that it rounds to nothing.
     """
 
-    def __init__(self, lengths: Sequence[int], shares: Sequence[float], seed: int):
-        self.lengths = np.asarray(lengths, dtype=np.int64)
+    def __init__(self, shares: Sequence[float], seed: int, use: int = 0):
         self.counts = block_counts(shares)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.seed = seed
+        self.seed, self.use = seed, use
 
-    def at(
-        self, positions: ArrayLike
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(source, epoch, index) of each position: three int64 arrays (P,)."""
+    def at(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, draw) of each position: two int64 arrays (P,).
+
+        A source's draws are numbered from 0 and each comes up once.
+        """
         block, offset = np.divmod(np.atleast_1d(np.asarray(positions, dtype=np.int64)), BLOCK)
-        # The constants set the two uses of the seed apart.
-        slot = shuffled(offset, BLOCK, mix(self.seed, 0, block))
+        slot = shuffled(offset, BLOCK, mix(self.seed, self.use, block))
         source = np.searchsorted(self.starts, slot, side="right") - 1
-        draw = block * self.counts[source] + slot - self.starts[source]
-        length = self.lengths[source]
-        epoch, place = np.divmod(draw, length)
-        return source, epoch, shuffled(place, length, mix(self.seed, 1, source, epoch))
+        return source, block * self.counts[source] + slot - self.starts[source]
+
+
+class Schedule:
+    """Which samples a step's batch is made of: mixed ones, or all from one source.
+
+    A homogeneous source gets its share of the steps, exact in each block of 256 of them, and
+    such a batch is wholly its own; in the other steps the other sources are mixed by their shares
+    (see Mixture). Without homogeneous sources row r of step t is position t * batch_size + r of
+    the mixture.
+
+    Args:
+        shares: positive weights of the sources, in any unit.
+        homogeneous: for each source, whether its batches are its own.
+        batch_size: over all ranks.
+        seed: at least 0.
+
+    Raises:
+        UserError: as Mixture; also if a share of steps rounds to nothing.
+    """
+
+    def __init__(
+        self, shares: Sequence[float], homogeneous: Sequence[bool], batch_size: int, seed: int
+    ):
+        alone = [i for i, own in enumerate(homogeneous) if own]
+        mixed = [i for i, own in enumerate(homogeneous) if not own]
+        self.batch_size = batch_size
+        self.members = [np.array([i]) for i in alone]
+        self.mixtures = [Mixture([1.0], seed) for _ in alone]
+        weights = [shares[i] for i in alone]
+        if mixed:
+            self.members.append(np.array(mixed))
+            self.mixtures.append(Mixture([shares[i] for i in mixed], seed))
+            weights.append(sum(shares[i] for i in mixed))
+        self.steps = Mixture(weights, seed, use=3) if len(weights) > 1 else None
+
+    def at(self, step: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, draw) of some rows, 0 to batch_size - 1, of a step: two int64 arrays (R,)."""
+        group, turn = 0, step
+        if self.steps is not None:
+            group, turn = (int(part[0]) for part in self.steps.at(step))
+        source, draw = self.mixtures[group].at(turn * self.batch_size + rows)
+        return self.members[group][source], draw
 
 
 def block_counts(shares: Sequence[float]) -> NDArray[np.int64]:

@@ -55,7 +55,8 @@ class PlannedStudent:
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage: `memory` is an estimate in bytes for the whole batch on one device, None while a
-    teacher's parameters are not known; `epochs` are over all training images."""
+    teacher's parameters are not known; `epochs` are over all training images, None while their
+    number is not known."""
 
     name: str
     students: tuple[PlannedStudent, ...]
@@ -64,17 +65,17 @@ class PlannedStage:
     steps: int
     batch_size: int
     images_seen: int
-    epochs: float
+    epochs: float | None
     memory: int | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with what is known of it; `images` are those of all sources, `notes` what a person
-    may want to know before starting."""
+    """A recipe with what is known of it; `images` are those of all sources, None where one is
+    counted only as it is read, `notes` what a person may want to know before starting."""
 
     recipe: Recipe
-    images: int
+    images: int | None
     teachers: tuple[PlannedTeacher, ...]
     stages: tuple[PlannedStage, ...]
     notes: tuple[str, ...]
@@ -89,7 +90,9 @@ def plan(recipe: Recipe) -> Plan:
     known = survey(recipe)
     if known.problems:
         raise RecipeError(known.problems)
-    images = sum(count_samples(source.source) for source in recipe.data.train.values())
+    counts = [count_samples(source.source) for source in recipe.data.train.values()]
+    countable = [count for count in counts if count is not None]
+    images = sum(countable) if len(countable) == len(counts) else None
     return Plan(
         recipe,
         images,
@@ -115,7 +118,7 @@ def _teacher(recipe: Recipe, name: str, known: Survey) -> PlannedTeacher:
     )
 
 
-def _stage(recipe: Recipe, name: str, known: Survey, images: int) -> PlannedStage:
+def _stage(recipe: Recipe, name: str, known: Survey, images: int | None) -> PlannedStage:
     stage, train = recipe.stages[name], recipe.stages[name].train
     students = tuple(
         _student(recipe, name, student, config, known) for student, config in stage.students.items()
@@ -129,7 +132,7 @@ def _stage(recipe: Recipe, name: str, known: Survey, images: int) -> PlannedStag
         train.steps,
         train.batch_size,
         seen,
-        seen / images,
+        None if images is None else seen / images,
         _memory(recipe, name, students, known),
     )
 

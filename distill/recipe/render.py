@@ -78,13 +78,16 @@ def _student(student: PlannedStudent) -> tuple[str, ...]:
     )
 
 
-def _headline(stage: PlannedStage, images: int) -> str:
+def _headline(stage: PlannedStage, images: int | None) -> str:
+    epochs = "epochs not known until all shards are read"
+    if stage.epochs is not None:
+        epochs = f"{stage.epochs:,.1f} epochs over {images:,}"
     memory = "unknown until the teachers are fetched"
     if stage.memory is not None:
         memory = f"about {stage.memory / 2**30:.1f} GiB (a rough estimate, all on one device)"
     return (
         f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size:,} = "
-        f"{stage.images_seen:,} images, {stage.epochs:,.1f} epochs over {images:,}; "
+        f"{stage.images_seen:,} images, {epochs}; "
         f"sizes {_listed(stage.image_sizes)}"
         + (f", of teachers {_listed(stage.teacher_sizes)}" if stage.teacher_sizes else "")
         + f"; memory {memory}"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.loader import ATTEMPTS, Batch, batches
-from distill.data.order import Mixture
+from distill.data.loader import Batch, batches
+from distill.data.order import ATTEMPTS, Mixture, Permutation
 from distill.data.source import BadSample
 from distill.data.sources import open_source
 from distill.data.views import cut, draw_view
@@ -62,7 +62,8 @@ def sources():
 
 
 def test_a_batch_is_what_the_parts_say(sources):
-    mixture = Mixture([17, 5], [0.75, 0.25], 7)
+    mixture = Mixture([0.75, 0.25], 7)
+    orders = [Permutation(17, 7, 0), Permutation(5, 7, 1)]
     got = load({"a": (Plain(17), 0.75), "b": (Plain(5, offset=100), 0.25)})
     assert len(got) == 5
     for t, batch in enumerate(got):
@@ -72,10 +73,11 @@ def test_a_batch_is_what_the_parts_say(sources):
         assert batch.positions.tolist() == list(range(12 * t, 12 * t + 12))
         assert batch.bad == []
         where = zip(*mixture.at(batch.positions.numpy()), strict=True)
-        for row, (source, epoch, index) in enumerate(where):
+        for row, (source, draw) in enumerate(where):
+            epoch, index = (int(part[0]) for part in orders[source].at(np.array([draw])))
             origin = [Plain(17), Plain(5, offset=100)][source]
-            image = origin.read(int(index))
-            view = draw_view("eupe", (0.25, 1.0), 7, int(epoch), int(index), image.shape[1:])
+            image = origin.read(index)
+            view = draw_view("eupe", (0.25, 1.0), 7, epoch, index, image.shape[1:])
             assert torch.equal(batch.pixels[row], cut(image, view, 24))
             assert np.array_equal(batch.draws[row].numpy(), view.draws)
             assert batch.names[row] == f"{'ab'[source]}/i{index}"
@@ -119,7 +121,8 @@ def test_bad_samples_are_replaced_and_named():
     source = {"a": (Plain(17, bad=[3, 4]), 1.0)}
     clean = load({"a": (Plain(17), 1.0)}, steps=22)
     got = load(source, steps=22)  # 264 positions: 15 epochs and a little
-    named = [name for batch in got for name in batch.bad]
+    named = [name for batch in got for name, _ in batch.bad]
+    assert {reason for batch in got for _, reason in batch.bad} == {"cannot be read"}
     assert named.count("a/i3") >= 15  # each epoch, and now and then as a replacement
     assert set(named) == {"a/i3", "a/i4"}
     replacements = set()
@@ -186,4 +189,4 @@ def test_a_folder_of_photographs(tmp_path):
     assert_same(one, load(source, workers=1, **changes))
     shown = {name for batch in one for name in batch.names}
     assert shown == {f"photos/{n}.jpg" for n in ("astronaut", "chelsea", "rocket", "coffee")}
-    assert [name for batch in one for name in batch.bad] == ["photos/text.jpg"] * 2
+    assert [name for batch in one for name, _ in batch.bad] == ["photos/text.jpg"] * 2
