@@ -82,7 +82,7 @@ def chosen_subsets(
     found += given_twice("compare.sizes", config.sizes)
     kept = [one for one in chosen if not config.sizes or len(one) in config.sizes]
     if not found and len(kept) < 2:
-        what = f"only {kept[0]} is left" if kept else "no subset is left"
+        what = f"only {' + '.join(kept[0])} is left" if kept else "no subset is left"
         key = "sizes" if config.sizes else "subsets"
         found.append(f"compare.{key}: {what}; a comparison takes at least two")
     kept.sort(key=lambda one: (len(one), [teachers.index(name) for name in one]))
