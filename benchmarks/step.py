@@ -183,7 +183,7 @@ def main():
             Progress(shown=False),
             StopRequest(accelerator),
         )
-        trainees = [stage._prepare(plan) for plan in planned_students(recipe, "stage")]
+        trainees = [stage.prepare(plan) for plan in planned_students(recipe, "stage")]
         for trainee in trainees:
             trainee.learner.train()
         compare(stage, trainees, batch, arguments.rounds)
@@ -193,7 +193,7 @@ def compare(stage, trainees, batch, rounds):
     """Run both, in turn first and second, and print what they took."""
     device, parts = stage.device, Parts(stage, trainees)
     # What the parts do to gradients and weights must not reach the engine's steps.
-    stream = stage._pixels(0, 10_000)
+    stream = stage.pixels(0, 10_000)
     log = StageLog(stage, trainees, 0)
     whole, bare, by_part = [], [], {}
     kept = None
@@ -204,7 +204,7 @@ def compare(stage, trainees, batch, rounds):
         with Timed(taken, "whole", device):
             step, loaded, pixels = next(stream)
             log.saw(loaded, waited=0.0)
-            stage._step(trainees, step, loaded, pixels)
+            stage.step(trainees, step, loaded, pixels)
             if (step + 1) % stage.config.train.log_every == 0:
                 log.write(step + 1)
         kept = pixels

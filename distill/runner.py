@@ -214,7 +214,20 @@ class Runner:
 
     def _train_pass(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> None:
         began = time.perf_counter()
-        stage = Stage(
+        stage = self.stage(name, plans, checkpoints)
+        for trainee in stage.train(plans):
+            if trainee.stopped is not None:
+                self._stop(name, trainee.plan.name, trainee.stopped, checkpoints)
+            else:
+                learner = trainee.whole_result()
+                if learner is not None and self.accelerator.is_main_process:
+                    self.export(name, trainee.plan, learner)
+        self.accelerator.wait_for_everyone()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def stage(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> Stage:
+        """A stage with the teachers of these students, loaded, and the opened sources."""
+        return Stage(
             self.recipe,
             name,
             {
@@ -229,15 +242,6 @@ class Runner:
             self.progress,
             self.stop,
         )
-        for trainee in stage.train(plans):
-            if trainee.stopped is not None:
-                self._stop(name, trainee.plan.name, trainee.stopped, checkpoints)
-            else:
-                learner = trainee.whole_result()
-                if learner is not None and self.accelerator.is_main_process:
-                    self._export(name, trainee.plan, learner)
-        self.accelerator.wait_for_everyone()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def _target(self, stage: str, name: str) -> TargetTeacher:
         config = self.recipe.teachers.get(name)
@@ -255,7 +259,8 @@ class Runner:
         sizes = drawn or self.recipe.stages[stage].image_sizes
         return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")
 
-    def _export(self, stage: str, plan: StudentPlan, learner: Learner) -> None:
+    def export(self, stage: str, plan: StudentPlan, learner: Learner) -> None:
+        """Write a student's folder, with its spaces of every teacher that it reaches."""
         spaces: Spaces = learner.own_spaces()
         about = lineage(
             self.recipe, plan, self.folder.path, lambda teacher: self.teacher(teacher).info

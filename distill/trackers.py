@@ -24,10 +24,12 @@ FOLDER = "tensorboard"
 # Numbers are what was asked for: no console output, no code, no description of the machine.
 _WANDB_SETTINGS = {
     "console": "off",
+    "quiet": True,
     "disable_code": True,
     "disable_git": True,
     "x_disable_meta": True,
     "x_disable_stats": True,
+    "x_save_requirements": False,
 }
 
 

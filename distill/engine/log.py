@@ -59,7 +59,8 @@ class StageLog:
         self.waited += waited
 
     def write(self, step: int) -> str:
-        """Write the lines of `step`, which is done; returns what a progress bar shows of them."""
+        """Write the lines of `step`, which is done; returns what stands with a progress
+        bar: a line of what it costs, then a line per student."""
         train = self.stage.config.train
         seconds = max(time.perf_counter() - self.began, 1e-9)
         rate = (step - self.timed_from) * train.batch_size / seconds
@@ -88,7 +89,7 @@ class StageLog:
         self._append(self.path, [json.dumps(line) + "\n" for line in lines])
         send(self.stage.accelerator, self.stage.name, step, lines, self.stage.progress.say)
         self.began, self.timed_from, self.waited = time.perf_counter(), step, 0.0
-        return "  ".join(notes[:4])
+        return "\n".join(notes)
 
     def name_nonfinite(self, step: int) -> None:
         """Write which samples were in the steps up to `step` that were left out and are not named

@@ -77,7 +77,7 @@ class Stage:
         One that is `stopped` in the end is not trained to the end, and holds its last good state.
         """
         found = newest_checkpoint(self.checkpoints)
-        trainees = [self._prepare(plan) for plan in plans]
+        trainees = [self.prepare(plan) for plan in plans]
         first = 0
         if found is not None and all(plan.name in found.students for plan in plans):
             first = found.step
@@ -85,17 +85,18 @@ class Stage:
                 self.progress.say(f"damaged checkpoint {line}; going on from step {first}")
             for trainee in trainees:
                 load_trainee(found, trainee)
-            self._share_normalisers(trainees, restore=True)
+            self.share_normalisers(trainees, restore=True)
         else:
             if found is None and (fault := damage(self.checkpoints)):
                 self.progress.say(f"damaged checkpoint {fault}; none is whole: from step 0")
-            self._calibrate_normalisers()
-            self._share_normalisers(trainees)
+            self.calibrate_normalisers()
+            self.share_normalisers(trainees)
         self._loop(trainees, first)
-        self._calibrate_scales([trainee for trainee in trainees if trainee.stopped is None])
+        self.calibrate_scales([trainee for trainee in trainees if trainee.stopped is None])
         return trainees
 
-    def _prepare(self, plan: StudentPlan) -> Trainee:
+    def prepare(self, plan: StudentPlan) -> Trainee:
+        """A student as it starts, with its heads, on the device, ready for `step`."""
         student, start = initial_student(self.recipe, self.config, plan, self.run)
         learner = build_learner(
             student,
@@ -111,7 +112,7 @@ class Stage:
         )
         return Trainee.prepare(plan, learner, self.config, self.accelerator)
 
-    def _pixels(self, first: int, steps: int) -> Iterator[tuple[int, Batch, Tensor]]:
+    def pixels(self, first: int, steps: int) -> Iterator[tuple[int, Batch, Tensor]]:
         """(step, batch, pixels on the device after colour changes) for some steps."""
         stream = batches(
             self.sources,
@@ -130,12 +131,13 @@ class Stage:
             pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
             yield step, batch, photometrics(pixels, batch.draws)
 
-    def _calibrate_normalisers(self) -> None:
+    def calibrate_normalisers(self) -> None:
+        """Measure the teachers' targets over `calibration_batches`, and fit the normalisers."""
         steps = min(self.config.calibration_batches, self.config.train.steps)
         with self.progress.task(f"{self.name}: measuring targets", steps) as bar:
 
             def stream() -> Iterator[tuple[int, Tensor, dict[str, Rows]]]:
-                for step, batch, pixels in self._pixels(0, steps):
+                for step, batch, pixels in self.pixels(0, steps):
                     for part, positions in self._parts(batch, pixels):
                         yield step, part, self._rows(positions)
                     bar.advance()
@@ -148,7 +150,7 @@ class Stage:
                 accelerator=self.accelerator,
             )
 
-    def _share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
+    def share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
         """Give each student its teachers' normalisers, or the stage those of the students."""
         for trainee in trainees:
             modules = {trainee.learner, trainee.result}
@@ -171,10 +173,10 @@ class Stage:
         bar = self.progress.task(f"{self.name}: training", train.steps, first)
         with bar as task, self.stop.finishing():
             asked = time.perf_counter()
-            for step, batch, pixels in self._pixels(first, train.steps - first):
+            for step, batch, pixels in self.pixels(first, train.steps - first):
                 log.saw(batch, waited=time.perf_counter() - asked)
                 running = [trainee for trainee in trainees if trainee.stopped is None]
-                self._step(running, step, batch, pixels)
+                self.step(running, step, batch, pixels)
                 done, last = step + 1, step + 1 == train.steps
                 if done % train.log_every == 0 or last:
                     task.note(log.write(done))
@@ -183,13 +185,13 @@ class Stage:
                 leaving = self.stop.asked()
                 if done % train.save_every == 0 or last or leaving:
                     log.name_nonfinite(done)
-                    self._save(done, trainees)
+                    self.save(done, trainees)
                 if leaving:
                     assert self.stop.signum is not None
                     what = f"interrupted: {self.name} is saved at step {done} of {train.steps}"
                     raise Interrupted(self.stop.signum, what)
                 if all(trainee.stopped is not None for trainee in trainees):
-                    self._save(done, trainees)
+                    self.save(done, trainees)
                     break
                 asked = time.perf_counter()
 
@@ -206,7 +208,7 @@ class Stage:
                 trainee.stopped = step
                 self.progress.say(f"{self.name}/{name} is stopped at step {step}")
 
-    def _step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
+    def step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
         """One batch: each teacher once, then each student forward, backward and update.
 
         With `micro_batch`, part by part: gradients add up, and the update comes with the last.
@@ -288,7 +290,7 @@ class Stage:
                 trainee.count((name, kind), loss.detach(), sums)
         return total
 
-    def _save(self, step: int, trainees: list[Trainee]) -> None:
+    def save(self, step: int, trainees: list[Trainee]) -> None:
         """Write a checkpoint, on the first rank; the others give their parts of what is sharded."""
         if self.accelerator.is_main_process:
             save_checkpoint(self.checkpoints, step, trainees)
@@ -297,7 +299,7 @@ class Stage:
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
-    def _calibrate_scales(self, trainees: list[Trainee]) -> None:
+    def calibrate_scales(self, trainees: list[Trainee]) -> None:
         """Fit each adapter's scalar s, the least squares of s * prediction to target."""
         steps = min(self.config.calibration_batches, self.config.train.steps)
         # A rank may see no row of a teacher: all of them add up the same sums.
@@ -311,7 +313,7 @@ class Stage:
         for trainee in trainees:
             trainee.result.eval()
         with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
-            for step, batch, pixels in self._pixels(0, steps):
+            for step, batch, pixels in self.pixels(0, steps):
                 for part, positions in self._parts(batch, pixels):
                     self._sum_up(trainees, step, part, self._rows(positions), sums)
                 bar.advance()
