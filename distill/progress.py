@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import Task as RichTask
 from rich.table import Column
@@ -93,11 +93,7 @@ class _Bars(RichProgress):
 
     def __init__(self, console: Console):
         super().__init__(
-            TextColumn(
-                "{task.description}",
-                markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis"),
-            ),
+            _Description(),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             _TimeLeft(table_column=Column(no_wrap=True)),
@@ -115,6 +111,13 @@ class _Bars(RichProgress):
                 yield Text(f"  {line}", no_wrap=True, overflow="ellipsis")
             if len(lines) > len(shown):
                 yield Text(f"  and {len(lines) - len(shown)} more, in log.jsonl")
+
+
+class _Description(ProgressColumn):
+    """What gives way where the terminal is narrow: a table shortens columns that may wrap."""
+
+    def render(self, task: RichTask) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class _TimeLeft(ProgressColumn):
