@@ -94,9 +94,9 @@ class _Bars(RichProgress):
     def __init__(self, console: Console):
         super().__init__(
             _Description(),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            _TimeLeft(table_column=Column(no_wrap=True)),
+            _TimeLeft(table_column=Column(no_wrap=True, min_width=len("0:00:00 left"))),
             console=console,
             expand=True,
             speed_estimate_period=_SPEED_OVER,

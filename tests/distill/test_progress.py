@@ -25,7 +25,7 @@ def last_picture(stream):
     return [line for line in plain.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [80, 120])
 def test_a_bar_keeps_to_the_terminal(width):
     stream = StringIO()
     console = Console(file=stream, width=width, height=40, force_terminal=True)
