@@ -10,6 +10,7 @@ from pathlib import Path
 from distill.compare.conflicts import Conflict, conflicts
 from distill.compare.contributions import Contributions, contributions
 from distill.compare.expansion import Comparison
+from distill.compare.figures import words
 from distill.compare.frontier import Costs, pareto_front
 from distill.compare.recommendation import Recommendation, recommendations
 from distill.compare.scores import EVERY_TASK, StudentScores, over_seeds, student_scores
@@ -212,7 +213,7 @@ def _notes(comparison: Comparison, scores: StudentScores) -> list[str]:
     lost = [subset.words for subset in comparison.subsets if subset not in scores.subsets]
     if lost:
         notes.append(f"Not scored, so not compared: {', '.join(lost)}.")
-    left_out = [task.replace("_", " ") for task in scores.tasks if task not in scores.shared]
+    left_out = [words(task) for task in scores.tasks if task not in scores.shared]
     if left_out and scores.shared:
         notes.append(
             f"The average leaves out {', '.join(left_out)}, which not every subset can do."

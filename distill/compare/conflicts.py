@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import hypot
 from statistics import fmean, stdev
 
+from distill.compare.figures import figure, words
 from distill.compare.scores import BySeed, StudentScores
 from distill.compare.subsets import Subset
 
@@ -82,16 +83,16 @@ def _conflict(scores: StudentScores, small: Subset, large: Subset, task: str) ->
             shown, what, decimals = of_scores, task, 3 if lower else 1
             verb = "worsens" if lower else "lowers"
             closed = "; lower is better" if lower else ""
-            closed += f"; gap closed {gap_before:.2f} to {gap_after:.2f}"
+            from_gap, to_gap = (figure(gap, None, 2) for gap in (gap_before, gap_after))
+            closed += f"; gap closed {from_gap} to {to_gap}"
     (before, first), (after, second) = shown
     sentence = (
-        f"Adding {_listed(added)} to {small.words} {verb} {what.replace('_', ' ')} from "
-        f"{before:.{decimals}f} to {after:.{decimals}f} (spread over "
+        f"Adding {_listed(added)} to {small.words} {verb} {words(what)} from "
+        f"{figure(before, None, decimals)} to {figure(after, None, decimals)} (spread over "
         f"{len(scores.gap[large.name, task])} seeds {hypot(first, second):.{decimals}f}{closed})."
     )
     spread = hypot(gaps[0][1], gaps[1][1])
-    minus = sentence.replace(" -", " \N{MINUS SIGN}")
-    return Conflict(task, small.name, large.name, added, gap_before, gap_after, spread, minus)
+    return Conflict(task, small.name, large.name, added, gap_before, gap_after, spread, sentence)
 
 
 def _figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distill.compare.figures import figure, words
 from distill.compare.frontier import Costs
 from distill.compare.scores import EVERY_TASK, StudentScores
 from distill.compare.subsets import Subset
@@ -44,8 +45,7 @@ def recommendations(scores: StudentScores, costs: Costs | None = None) -> list[R
     if costs is not None and (cheapest := _cheapest(scores, costs)) is not None:
         out.append(cheapest)
     for task in scores.scorable:
-        words = task.replace("_", " ")
-        said = _best(scores, task, f"best at {task}", f"Best at {words}")
+        said = _best(scores, task, f"best at {task}", f"Best at {words(task)}")
         if said is not None:
             out.append(said)
     return out
@@ -63,7 +63,7 @@ def _best(scores: StudentScores, task: str, question: str, opening: str) -> Reco
     if not ranked:
         return None
     best, mean, std = ranked[0]
-    sentence = f"{opening}: {best.words}, which closes {_figure(mean, std)} of the gap"
+    sentence = f"{opening}: {best.words}, which closes {figure(mean, std, 2)} of the gap"
     near = [s.words for s, value, _ in ranked[1:] if std is not None and value >= mean - std]
     if near:
         sentence += f"; within its spread: {', '.join(near)}"
@@ -86,13 +86,8 @@ def _cheapest(scores: StudentScores, costs: Costs) -> Recommendation | None:
     if subset == best:
         sentence += ", which is the best itself"
     else:
-        sentence += f" instead of {most:.3g}, closes {_figure(value, std)} of the gap"
+        sentence += f" instead of {most:.3g}, closes {figure(value, std, 2)} of the gap"
     return Recommendation("cheapest", subset.name, sentence + ".")
-
-
-def _figure(mean: float, std: float | None) -> str:
-    spread = "" if std is None else f" \N{PLUS-MINUS SIGN}{std:.2f}"
-    return f"{mean:.2f}".replace("-", "\N{MINUS SIGN}") + spread
 
 
 def _tasks(count: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 from distill.compare.expansion import Comparison
+from distill.compare.figures import words
 from distill.compare.subsets import Subset
 from distill.comparison import Cell
 from distill.retention import AVERAGE, Retained, Row, retention
@@ -145,4 +146,4 @@ def _average(scores: StudentScores) -> None:
             else:
                 cannot = [task for task in scores.scorable if subset not in able[task]]
                 why = f"cannot do {', '.join(cannot)}" if cannot else "no task is shared by all"
-                scores.reasons[subset.name, name] = why.replace("_", " ")
+                scores.reasons[subset.name, name] = words(why)

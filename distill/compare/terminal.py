@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.compare.answer import Answer, StudentAnswer
-from distill.compare.contributions import LEAVE_ONE_OUT, SHAPLEY, Estimate
+from distill.compare.contributions import Estimate
+from distill.compare.figures import METHODS, figure, words
 from distill.comparison import Cell
 from distill.retention import AVERAGE
-
-METHODS = {SHAPLEY: "Shapley value", LEAVE_ONE_OUT: "leave one out", "": "none"}
 
 
 def render_answer(answer: Answer) -> Group:
@@ -31,7 +30,6 @@ def _student(answer: Answer, one: StudentAnswer) -> Iterator[RenderableType]:
     yield Text(f"{one.student}, {one.image_size} px, {seeds}", style="bold cyan")
     yield from (_cells(answer, one, section) for section in ("gap closed", "score"))
     yield _contributions(answer, one)
-    # A terminal's width is the reader's: sentences are broken there, and not in a file.
     for conflict in one.conflicts:
         yield Text(conflict.sentence, style="yellow")
     for recommendation in one.recommendations:
@@ -47,7 +45,7 @@ def _cells(answer: Answer, one: StudentAnswer, section: str) -> Table:
     tasks = [*([task for task in (AVERAGE,) if one.shared and of_gap]), *one.tasks]
     lower = {cell.task for cell in one.metrics if cell.better == "lower"}
     arrows = set() if of_gap else lower
-    table = _table(section, [_words(task) + (" ↓" if task in arrows else "") for task in tasks])
+    table = _table(section, [words(task) + (" ↓" if task in arrows else "") for task in tasks])
     best = {}
     for task in tasks:
         means = [found[subset, task].mean for subset in one.subsets]
@@ -65,7 +63,9 @@ def _cells(answer: Answer, one: StudentAnswer, section: str) -> Table:
 
 def _contributions(answer: Answer, one: StudentAnswer) -> Table:
     tasks = [task for task in (AVERAGE, *one.tasks) if task in one.contributions]
-    table = _table("each teacher adds", [_words(task) for task in tasks])
+    methods = [METHODS[one.contributions[task].method] for task in tasks]
+    alike = f" ({methods[0]})" if len(set(methods)) == 1 else ""
+    table = _table(f"each teacher adds{alike}", [words(task) for task in tasks])
     for teacher in answer.teachers:
         shown = []
         for task in tasks:
@@ -76,10 +76,8 @@ def _contributions(answer: Answer, one: StudentAnswer) -> Table:
             else:
                 shown.append(_estimate(value) if value else Text("-", style="dim"))
         table.add_row(Text(teacher), *shown)
-    table.add_row(
-        Text("by", style="dim"),
-        *(Text(METHODS[one.contributions[task].method], style="dim") for task in tasks),
-    )
+    if not alike:
+        table.add_row(Text("by", style="dim"), *(Text(name, style="dim") for name in methods))
     if any(one.contributions[task].together for task in tasks):
         table.caption = (
             "* needed for the task: what the subset of the needed teachers alone closes; the "
@@ -100,17 +98,8 @@ def _table(corner: str, columns: Sequence[str]) -> Table:
 def _cell(cell: Cell, decimals: int, best: bool) -> Text:
     if cell.mean is None:
         return Text("-", style="dim")
-    return _figure(cell.mean, cell.std, decimals, "bold" if best else "")
+    return Text(figure(cell.mean, cell.std, decimals), style="bold" if best else "")
 
 
 def _estimate(value: Estimate) -> Text:
-    return _figure(value.mean, value.std, 2, "")
-
-
-def _figure(mean: float, std: float | None, decimals: int, style: str) -> Text:
-    spread = "" if std is None else f" ±{std:.{decimals}f}"
-    return Text(f"{mean:.{decimals}f}{spread}".replace("-", "\N{MINUS SIGN}"), style=style)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return Text(figure(value.mean, value.std, 2))

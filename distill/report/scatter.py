@@ -1,0 +1,94 @@
+"""Numbered points, some on a front, as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from distill.report.plots import HEIGHT, PALETTE, WIDTH, _number, _spread, _text, _ticks
+
+_LEFT, _RIGHT, _TOP, _BOTTOM, _RADIUS = 46, 16, 16, 36, 9
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: `error` is drawn above and below it, `name` is what its number stands for."""
+
+    name: str
+    x: float
+    y: float
+    error: float | None
+    on_front: bool
+
+
+def scatter(points: Sequence[Point], *, label: str, x_label: str) -> str:
+    """An `<svg>` of the points, numbered from 1 in the order given.
+
+    Those on the front are filled and joined by steps: at each cost the best that it buys. The x
+    axis starts at 0. All text is escaped.
+    """
+    if not points:
+        return _svg(label, [_text(WIDTH / 2, HEIGHT / 2, "nothing to compare", "middle")])
+    ends = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
+    low, high = _spread(min(ends), max(ends), 0.08)
+    right = max(point.x for point in points) * 1.06 or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + x / right * (WIDTH - _LEFT - _RIGHT),
+            HEIGHT - _BOTTOM - (y - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts, bottom = [], HEIGHT - _BOTTOM
+    for value in _ticks(low, high, 5):
+        _, y = place(0, value)
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+            'stroke="currentColor" stroke-opacity="0.15"/>'
+        )
+        parts.append(_text(_LEFT - 6, y + 4, _number(value), "end"))
+    for value in _ticks(0.0, right, 5):
+        x, _ = place(value, low)
+        parts.append(_text(x, bottom + 16, _number(value), "middle"))
+    parts.append(
+        f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}" '
+        'stroke="currentColor" stroke-opacity="0.6"/>'
+    )
+    parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
+    front = [place(p.x, p.y) for p in sorted(points, key=lambda p: (p.x, p.y)) if p.on_front]
+    if front:
+        steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in front[1:])
+        path = f"M{front[0][0]:.1f} {front[0][1]:.1f}{steps}H{WIDTH - _RIGHT}"
+        parts.append(
+            f'<path class="front" d="{path}" fill="none" stroke="{PALETTE[0]}" stroke-width="1.8"/>'
+        )
+    for number, point in enumerate(points, 1):
+        parts.append(_mark(number, point, place))
+    return _svg(label, parts)
+
+
+def _mark(number: int, point: Point, place: Callable[[float, float], tuple[float, float]]) -> str:
+    x, y = place(point.x, point.y)
+    parts = [f"<title>{escape(point.name)}</title>"]
+    if point.error is not None:
+        above, below = (place(point.x, point.y + s * point.error)[1] for s in (1, -1))
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{above:.1f}" y2="{below:.1f}" '
+            'stroke="currentColor" stroke-width="1.5"/>'
+        )
+    fill, ink = (PALETTE[0], "#ffffff") if point.on_front else ("#ffffff", "#000000")
+    parts.append(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}" fill="{fill}" stroke="{PALETTE[0]}" '
+        'stroke-width="1.5"/>'
+        f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" font-size="12" '
+        f'fill="{ink}">{number}</text>'
+    )
+    return f"<g>{''.join(parts)}</g>"
+
+
+def _svg(label: str, parts: list[str]) -> str:
+    return (
+        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
