@@ -25,7 +25,7 @@ def expand_braces(pattern: str) -> list[str]:
     widths: list[int] = []
     total = 1
     inside = False
-    for part in parts:
+    for number, part in enumerate(parts):
         if part == "{" and inside:
             raise ValueError("a brace within a brace")
         if part == "}" and not inside:
@@ -33,12 +33,12 @@ def expand_braces(pattern: str) -> list[str]:
         if part in "{}" and part:
             inside = part == "{"
             continue
+        if inside and number == len(parts) - 1:
+            raise ValueError("'{' without '}'")
         options, width = _inside(part) if inside else ([part], 0)
         choices.append(options)
         widths.append(width)
         total *= len(options)
-    if inside:
-        raise ValueError("'{' without '}'")
     if total > MOST:
         raise ValueError(f"it stands for {total} names, more than {MOST}")
     names = (
