@@ -310,4 +310,4 @@ def _spread(scales: Tensor, width: int) -> Tensor:
 def _near(a: Tensor, b: Tensor) -> Tensor:
     """Whether tokens (..., D) have at least MIN_COSINE; False where one is not finite."""
     dot = (a * b).sum(-1)
-    return dot >= MIN_COSINE * a.norm(dim=-1) * b.norm(dim=-1)
+    return (dot >= MIN_COSINE * a.norm(dim=-1) * b.norm(dim=-1)) & dot.isfinite()

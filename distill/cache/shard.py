@@ -56,7 +56,7 @@ def record_checks(records: NDArray[np.void]) -> NDArray[np.uint64]:
     high = np.uint64(32)
     seen = records["view"].astype(np.uint64) << high | records["print"]
     held = records["slot"].astype(np.uint64) << high | records["crc"]
-    return mix(records["source"], records["index"], seen, held)[: len(records)]
+    return mix(records["source"], records["index"], seen, held)
 
 
 def as_records(index: bytes) -> NDArray[np.void]:
