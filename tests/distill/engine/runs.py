@@ -19,7 +19,7 @@ def in_child(work):
     """Start `work()` in a fork of this process, on one thread, and return its process id.
 
     The fork has everything imported, so that starting a run costs nothing. It ends with status 1
-    and a traceback if `work` raises, else with 0.
+    and a traceback if `work` raises, else with the number that it returns, or 0.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -28,12 +28,14 @@ def in_child(work):
         return child
     try:
         torch.set_num_threads(1)  # the threads of OpenMP do not outlive a fork
-        work()
+        status = work()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-    os._exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0)
 
 
 def ended(child, seconds=60.0):
