@@ -89,7 +89,8 @@ def print_info(folder: str | Path, console: Console | None = None) -> None:
     if stores:
         console.print(table)
     total = sum(found.bytes for found in stores)
-    console.print(Text(f"{folder}: {len(stores)} stores, {shown_bytes(total)}"))
+    word = "store" if len(stores) == 1 else "stores"
+    console.print(Text(f"{folder}: {len(stores)} {word}, {shown_bytes(total)}"))
 
 
 def shown_bytes(count: int) -> str:
