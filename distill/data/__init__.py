@@ -1,7 +1,8 @@
 """Images for training: sources, deterministic views of them, and the loader of batches.
 
-sources -> order (which sample stands at a position) -> views (what is cut out of it) -> loader
-(batches of uint8 pixels) -> photometrics (colours, on the device).
+sources -> order, lanes (which sample stands at a position) -> views (what is cut out of it) ->
+loader (batches of uint8 pixels) -> photometrics (colours, on the device). Sources that stream:
+webdataset, hub_dataset -> shards -> shard_cache (fetched once, kept for a while) -> tar_index.
 """
 
 from distill.data.loader import Batch, batches

@@ -10,40 +10,37 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import fsspec
 from torch import Tensor
 
 from distill.data.decode import MAX_PIXELS, decode_image_bytes
 from distill.data.fetch import FetchError, without_secrets
 from distill.data.folder import EXTENSIONS
+from distill.data.hub_library import (
+    builder_of,
+    hub_options,
+    image_column,
+    is_saved,
+    library,
+    one_line,
+    prepared_rows,
+    saved_rows,
+    streamed_rows,
+    undecoded,
+)
 from distill.data.shard_cache import ShardCache
 from distill.data.shards import ShardedSource
 from distill.data.source import BadSample, IndexedSource
-from students.errors import UserError, did_you_mean
+from students.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, IterableDataset
-
-EXAMPLE = "hf:NAME,split=train,column=image"
+    from datasets import Dataset, IterableDataset
 
 _ROWS_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What follows the name; `column` by default the only one of images, or `image`."""
-
-    name: str
-    split: str | None = None
-    column: str | None = None
-    config: str | None = None
-    streaming: bool = False
 
 
 def open_hub_dataset(
@@ -60,17 +57,18 @@ def open_hub_dataset(
         UserError: if the library is not installed, or the data set, its configuration, split or
             column is not there, or it is empty.
     """
-    options = _options(rest)
-    if _is_saved(options):
-        rows = _saved(options)
-        return HubRows(rows, _column(options, dict(rows.features)), max_pixels)
-    builder = _builder(options)
+    options = hub_options(rest)
+    if is_saved(options):
+        rows = saved_rows(options)
+        return HubRows(rows, image_column(options, dict(rows.features)), max_pixels)
+    builder = builder_of(options)
     if not options.streaming:
-        rows = _rows(options, builder)
-        return HubRows(rows, _column(options, dict(rows.features)), max_pixels)
-    stream, column = _stream(options, builder)
+        rows = prepared_rows(options, builder)
+        return HubRows(rows, image_column(options, dict(rows.features)), max_pixels)
+    stream, column = streamed_rows(options, builder)
+    version = f"{builder.config_id}-{builder.hash}"
     shards = [
-        HubShard(stream, column, f"{options.name}/{number:05d}", number, builder.hash)
+        HubShard(stream, column, f"{options.name}/{number:05d}", number, version)
         for number in range(stream.num_shards)
     ]
     return ShardedSource(shards, cache or ShardCache(), max_pixels)
@@ -82,12 +80,13 @@ def check_hub_dataset(rest: str) -> str | None:
     Of a local data set's rows the first is looked at.
     """
     try:
-        options = _options(rest)
-        _library()
-        if _is_saved(options):
-            _column(options, dict(_saved(options).features))
+        options = hub_options(rest)
+        library()
+        if is_saved(options):
+            rows = saved_rows(options)
+            undecoded(rows, image_column(options, dict(rows.features)))
         elif Path(options.name).expanduser().is_dir():
-            _stream(options, _builder(options))
+            streamed_rows(options, builder_of(options))
     except UserError as error:
         return str(error)
     return None
@@ -95,8 +94,8 @@ def check_hub_dataset(rest: str) -> str | None:
 
 def count_hub_dataset(rest: str) -> int | None:
     """How many rows a data set saved by save_to_disk has; None of others: not known beforehand."""
-    options = _options(rest)
-    return len(_saved(options)) if _is_saved(options) else None
+    options = hub_options(rest)
+    return len(saved_rows(options)) if is_saved(options) else None
 
 
 class HubRows:
@@ -104,7 +103,7 @@ class HubRows:
 
     def __init__(self, rows: Dataset, column: str, max_pixels: int):
         self.column, self.max_pixels = column, max_pixels
-        self.rows = _undecoded(rows, column)
+        self.rows = undecoded(rows, column)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -161,162 +160,31 @@ class HubShard:
                 for value in rows[self.column]:
                     try:
                         data = _image_bytes(value)
-                    except FileNotFoundError:
+                    except (FileNotFoundError, ValueError):  # a path of nothing, or that is none
                         data = b""
-                    yield (value or {}).get("path") or "", data
+                    yield _name(value), data
         except Exception as error:  # the library's readers raise nearly every type there is
-            raise FetchError(_one_line(error)) from None
+            raise FetchError(one_line(error)) from None
 
 
-def _options(rest: str) -> _Options:
-    name, *parts = (part.strip() for part in rest.split(","))
-    known = [field.name for field in fields(_Options) if field.name != "name"]
-    given: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = (text.strip() for text in part.partition("="))
-        if not (equals and value):
-            raise UserError(f"hf: {part!r} is not key=value: write {EXAMPLE}")
-        if key not in known:
-            raise UserError(f"hf: has no option {key!r}{did_you_mean(key, known)}")
-        if key == "streaming" and value not in ("true", "false"):
-            raise UserError(f"hf: streaming={value} must be true or false")
-        given[key] = value == "true" if key == "streaming" else value
-    if not name or "=" in name:
-        raise UserError(f"hf: begins with the name of a data set or its folder: write {EXAMPLE}")
-    if name.startswith(("/", ".", "~")):
-        if not Path(name).expanduser().is_dir():
-            raise UserError(f"hf: the folder {name!r} does not exist: give a data set's folder")
-        name = str(Path(name).expanduser())
-    return _Options(name, **given)
-
-
-def _library() -> ModuleType:
-    try:
-        import datasets
-
-        datasets.load_dataset_builder  # noqa: B018 - a folder named datasets can be imported too
-    except (ImportError, AttributeError):
-        raise UserError(
-            "hf: needs the package datasets, which is not installed: "
-            "pip install 'distill-workbench[data]'"
-        ) from None
-    return datasets
-
-
-def _is_saved(options: _Options) -> bool:
-    folder = Path(options.name)
-    return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
-
-
-def _saved(options: _Options) -> Dataset:
-    """A split that save_to_disk left."""
-    if options.streaming:
-        raise UserError(
-            f"hf: {options.name!r} was saved by save_to_disk and is read in place: leave out "
-            "streaming=true"
-        )
-    if options.config:
-        raise UserError(f"hf: {options.name!r} was saved by save_to_disk: leave out config=")
-    found = _call(options, lambda: _library().load_from_disk(options.name))
-    if isinstance(found, dict):
-        found = found[_split(options, list(found))]
-    elif options.split not in (None, str(found.split)):
-        raise UserError(
-            f"hf: {options.name!r} is not split, so it has no {options.split!r}: leave out split="
-        )
-    _not_empty(options, len(found))
-    return found
-
-
-def _builder(options: _Options) -> DatasetBuilder:
-    library = _library()
-    return _call(options, lambda: library.load_dataset_builder(options.name, options.config))
-
-
-def _rows(options: _Options, builder: DatasetBuilder) -> Dataset:
-    """A split in the library's own files, which it writes the first time."""
-    _call(options, builder.download_and_prepare)
-    split = _split(options, list(builder.info.splits or {}))
-    rows = _call(options, lambda: builder.as_dataset(split=split))
-    _not_empty(options, len(rows))
-    return rows
-
-
-def _stream(options: _Options, builder: DatasetBuilder) -> tuple[IterableDataset, str]:
-    """A split as its files are read, images left undecoded, and the name of their column."""
-    splits = _call(options, builder.as_streaming_dataset)
-    stream = splits[_split(options, list(splits))]
-    first = _call(options, lambda: next(iter(_bare(stream).take(1)), None))
-    _not_empty(options, first is not None)
-    features = dict(stream.features or dict.fromkeys(first))
-    column = _column(options, features)
-    return _undecoded(stream.select_columns([column]), column), column
-
-
-def _split(options: _Options, known: list[str]) -> str:
-    """The split asked for, else `train`, else the only one."""
-    split = options.split or ("train" if "train" in known or len(known) != 1 else known[0])
-    if split not in known:
-        raise UserError(
-            f"hf: {options.name!r} has no split {split!r}{did_you_mean(split, known)}: "
-            f"its splits are {', '.join(known)}"
-        )
-    return split
-
-
-def _column(options: _Options, features: dict[str, Any]) -> str:
-    """The column asked for, else the only one of images, else `image`."""
-    images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    wanted = options.column or (images[0] if len(images) == 1 else "image")
-    if wanted in features:
-        return wanted
-    hint = did_you_mean(wanted, features) if options.column else ""
-    raise UserError(
-        f"hf: {options.name!r} has no column {wanted!r}{hint}: name that of its images with "
-        f"column=, one of {', '.join(features)}"
-    )
-
-
-def _undecoded(rows: Any, column: str) -> Any:
-    """The same with the column as {"bytes": ..., "path": ...}: images are decoded here."""
-    from datasets import Image
-
-    try:
-        return rows.cast_column(column, Image(decode=False))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"hf: {column!r} is no column of images: {_one_line(error)}") from None
-
-
-def _bare(stream: IterableDataset) -> IterableDataset:
-    """Without decoding, which may need packages or memory, whatever the columns are."""
-    return stream.decode(False)
-
-
-def _image_bytes(value: dict[str, Any] | None) -> bytes:
-    """The file of an image, out of the row or from its path; nothing where the row has none."""
-    if not value:
+def _image_bytes(value: dict[str, Any] | bytes | str | None) -> bytes:
+    """The file of an image: bytes, a path, or a struct of both; nothing where there is none."""
+    if isinstance(value, bytes):
+        return value
+    path = value
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            return value["bytes"]
+        path = value.get("path")
+    if not path:
         return b""
-    if value.get("bytes") is not None:
-        return value["bytes"]
-    with fsspec.open(value["path"], "rb") as file:
+    import fsspec  # comes with datasets
+
+    with fsspec.open(path, "rb") as file:
         return file.read()
 
 
-def _not_empty(options: _Options, rows: int) -> None:
-    if not rows:
-        raise UserError(f"hf: {options.name!r} has no rows: take another split or data set")
-
-
-def _call(options: _Options, call: Callable[[], Any]) -> Any:
-    """The result of a call of the library's, its errors as one line."""
-    try:
-        return call()
-    except UserError:
-        raise
-    except Exception as error:  # of the library, the Hub, pyarrow
-        raise UserError(f"hf: cannot open {options.name!r}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return without_secrets(text if len(text) <= 300 else text[:297] + "...")
+def _name(value: dict[str, Any] | bytes | str | None) -> str:
+    """What a row says of its image's name, if anything."""
+    named = value.get("path") if isinstance(value, dict) else value
+    return named if isinstance(named, str) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distill.data import hub_dataset, webdataset
+from distill.data import hub_dataset, hub_library, webdataset
 from distill.data.decode import MAX_PIXELS
 from distill.data.folder import FolderSource
 from distill.data.scenes import ScenesSource
@@ -16,7 +16,7 @@ EXAMPLES: Mapping[str, str] = {
     "folder": FolderSource.example,
     "scenes": ScenesSource.example,
     "webdataset": webdataset.EXAMPLE,
-    "hf": hub_dataset.EXAMPLE,
+    "hf": hub_library.EXAMPLE,
 }
 """By scheme, how a source of it is written."""
 

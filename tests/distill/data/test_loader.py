@@ -1,5 +1,10 @@
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +181,97 @@ def test_an_abandoned_loader_leaves_no_process(sources):
             break
         time.sleep(0.1)
     assert not set(multiprocessing.active_children()) - before
+
+
+def children(process):
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(processes, seconds=15):
+    until = time.monotonic() + seconds
+    while any(map(alive, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(alive, processes))
+
+
+LOADING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from test_loader import SETTINGS, Plain
+from distill.data.loader import batches
+class Slow(Plain):
+    def read(self, index):
+        if {slow} and index % 7 == 6:
+            time.sleep(600)
+        return super().read(index)
+stream = batches({{"a": (Slow(17), 1.0)}}, **{{**SETTINGS, "workers": 2, "steps": 1000}})
+{then}
+"""
+
+
+def started(then, slow=False):
+    """A process that loads with two workers, and their process ids, once `then` says it is there."""
+    code = LOADING.format(then=then, slow=slow)
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", code, here]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    workers = children(process.pid)
+    assert len(workers) == 2
+    return process, workers
+
+
+STUCK = """
+import threading
+threading.Thread(target=next, args=(stream,), daemon=True).start()
+time.sleep(2)
+print("loading", flush=True)
+"""
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_no_worker_outlives_a_main_process_that_is_killed(slow):
+    then = STUCK if slow else 'next(stream); print("loading", flush=True)'
+    process, workers = started(then + "\ntime.sleep(600)", slow)
+    process.kill()
+    process.wait()
+    assert gone(workers)
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("end", ["", "raise ValueError('of the main process')", "stream.close()"])
+def test_no_worker_holds_up_the_end_of_the_main_process(slow, end):
+    if slow and end == "stream.close()":
+        end = ""  # a generator that a thread is in cannot be closed
+    then = STUCK if slow else 'next(stream); print("loading", flush=True)'
+    process, workers = started(f"{then}\n{end}", slow)
+    _, errors = process.communicate(timeout=20)
+    assert gone(workers, 1)
+    assert ("of the main process" in errors) == ("raise" in end)
+
+
+def test_workers_go_on_at_what_stops_the_main_process(sources):
+    stream = batches(sources, **{**SETTINGS, "workers": 2, "steps": 40})
+    before = set(multiprocessing.active_children())
+    got = [next(stream)]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    got += stream
+    assert_same(got, load(sources, steps=40))
 
 
 def test_a_folder_of_photographs(tmp_path):
