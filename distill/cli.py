@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,7 @@ examples:
   distill run folder data.train.photos.source=folder:/data/images
   distill run mine.yaml stages.fixed.train.steps=100 --run-dir runs/short
   distill check mine.yaml                        every error at once, else what it comes to
+  distill check mine.yaml --measure              the largest batch that fits, the time it will take
   distill teachers                               whom to learn from: families and presets
   distill teachers dinov2-b                      what one teacher is: widths, sizes, licence
 
@@ -105,7 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "check",
         help="print a recipe as it will be run and what it comes to, or all its errors",
         description="Print the resolved recipe and its plan (parameters, steps, images, memory), "
-        "or every error in it. Loads no weights and writes nothing.",
+        "or every error in it. Without --measure it loads no weights and writes nothing.",
         allow_abbrev=False,
     )
     for command in (run, check):
@@ -118,6 +120,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             nargs="*",
             help="values to change, by path: stages.fixed.train.steps=100",
         )
+    check.add_argument(
+        "--measure",
+        action="store_true",
+        help="load everything, run a few steps of each stage on this device, and say the largest "
+        "batch that fits and the time that a run will take",
+    )
     teachers = commands.add_parser(
         "teachers",
         help="print the teachers' families and presets, or what one teacher says of itself",
@@ -174,13 +182,23 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    began = time.perf_counter()
     from distill.recipe.load import load_recipe
     from distill.recipe.plan import plan
     from distill.recipe.render import print_plan
 
     found = plan(load_recipe(arguments.recipe, arguments.overrides, everything=True))
+    if arguments.measure:
+        from distill.measure import measure
+        from distill.measure.render import print_measurement
+        from distill.progress import Progress
+
+    starting = time.perf_counter() - began
     if _first_rank():
         print_plan(found)
+    if arguments.measure:
+        progress = Progress(shown=sys.stdout.isatty())
+        print_measurement(measure(found.recipe, progress, starting))
 
 
 def _teachers(arguments: argparse.Namespace) -> None:

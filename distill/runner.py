@@ -91,7 +91,7 @@ def run(
     check_placement(recipe)
     progress = Progress(shown=accelerator.is_main_process and not quiet)
     if accelerator.is_main_process:
-        folder.claim(recipe, _environment(accelerator))
+        folder.claim(recipe, environment(accelerator))
     accelerator.wait_for_everyone()
     for line in notes_of_sharding(recipe, accelerator):
         progress.say(line)
@@ -334,7 +334,8 @@ def make_accelerator(trackers: Sequence[str] = (), folder: Path | None = None) -
     return accelerator
 
 
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run is made on, as environment.json holds it."""
     from importlib.metadata import version
 
     names = ("torch", "torchvision", "timm", "transformers", "accelerate", "safetensors")
