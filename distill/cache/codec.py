@@ -32,8 +32,9 @@ so the error's square is at most GROUP / (4 * 127^2) = 0.00198 of the token's: a
 0.9990 for any token whatever its outliers.
 """
 
-ALIGNED = 8
-"""Parts of a row begin at multiples of so many bytes, so that they are read in place."""
+ALIGNED = 2
+"""Parts of a row begin at multiples of so many bytes, so that float16 scales behind int8 values
+are read in place; all other parts are whole numbers of their own values anyway."""
 
 _CHUNK = 1 << 23
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -216,8 +217,8 @@ class Codec:
 
     def decode(self, rows: Tensor) -> Features:
         """Rows (n, at least layout.bytes) uint8, whose last dimension is contiguous and which begin
-        at multiples of 8 bytes, to features in the layout's dtype on their device. What is lossless
-        is not copied."""
+        at multiples of the bytes of a value, to features in the layout's dtype on their device.
+        What is lossless is not copied."""
         held: dict[str, Tensor] = {}
         for kind in self.layout.parts:
             if self.layout.lossless:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,8 @@ MISSING = np.iinfo(np.uint64).max
 
 LARGEST = 1 << 21
 """Rows of the largest sorted array: merging two never takes more than some 100 MB beside."""
+
+_LONG = 1 << 18
 
 
 class RowIndex:
@@ -38,11 +42,15 @@ class RowIndex:
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """The place of each key, MISSING for one that is not there."""
-        places = np.full(len(keys), MISSING, dtype=np.uint64)
+        order = np.argsort(keys)  # neighbours are found near each other
+        keys = keys[order]
+        ranked = np.full(len(keys), MISSING, dtype=np.uint64)
         for run_keys, run_places in reversed(self._runs):
             at = np.minimum(np.searchsorted(run_keys, keys), len(run_keys) - 1)
-            here = (run_keys[at] == keys) & (places == MISSING)
-            places[here] = run_places[at[here]]
+            here = (run_keys[at] == keys) & (ranked == MISSING)
+            ranked[here] = run_places[at[here]]
+        places = np.empty_like(ranked)
+        places[order] = ranked
         return places
 
     def drop(self, key: np.uint64) -> None:
@@ -64,4 +72,14 @@ def _sorted(
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """By key, each once: of equal ones the first."""
     unique, first = np.unique(keys, return_index=True)
-    return unique, places[first]
+    return _apart(unique), _apart(places[first])
+
+
+def _apart(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A long array in pages of its own: from the heap, those that were merged away would leave
+    holes as large as all that is held."""
+    if values.nbytes < _LONG:
+        return values
+    held = np.frombuffer(mmap.mmap(-1, values.nbytes), dtype=np.uint64)
+    held[:] = values
+    return held

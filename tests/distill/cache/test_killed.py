@@ -54,9 +54,9 @@ def _deadly(name, real, left):
 
 @pytest.fixture
 def content(monkeypatch):
-    """Seven rows; three to a shard."""
-    monkeypatch.setattr(shard, "_MOST_ROWS", 3)
-    return [features(rows([row])) for row in range(7)]
+    """Five rows; two to a shard."""
+    monkeypatch.setattr(shard, "_MOST_ROWS", 2)
+    return [features(rows([row])) for row in range(5)]
 
 
 def test_killed_at_every_call(tmp_path, content):
@@ -68,14 +68,14 @@ def test_killed_at_every_call(tmp_path, content):
             return
         with FeatureCache(folder) as cache:
             store = cache.store(KEY, SOURCES)
-            there = check_all_that_is_there(store, rows(range(7)))
+            there = check_all_that_is_there(store, rows(range(5)))
             # What put has said it wrote is there, and at most the row that it was at beside.
             assert there[:done].all()
             assert there.sum() <= done + 1
-            assert store.put(rows(range(7)), concatenated(content)) == 7 - int(there.sum())
+            assert store.put(rows(range(5)), concatenated(content)) == 5 - int(there.sum())
         with FeatureCache(folder) as cache:
             store = cache.store(KEY, SOURCES)
-            assert check_all_that_is_there(store, rows(range(7))).all()
+            assert check_all_that_is_there(store, rows(range(5))).all()
             assert len(list(store.folder.glob("*.rows"))) <= 4
     pytest.fail("never came to its end")
 
@@ -85,7 +85,7 @@ def test_killed_again_and_again(tmp_path, content):
     for call in range(6, 36, 3):
         killed_at(tmp_path, call, content)
         with FeatureCache(tmp_path) as cache:
-            check_all_that_is_there(cache.store(KEY, SOURCES), rows(range(7)))
+            check_all_that_is_there(cache.store(KEY, SOURCES), rows(range(5)))
     assert killed_at(tmp_path, 1 << 30, content) is None
     with FeatureCache(tmp_path) as cache:
-        assert check_all_that_is_there(cache.store(KEY, SOURCES), rows(range(7))).all()
+        assert check_all_that_is_there(cache.store(KEY, SOURCES), rows(range(5))).all()
