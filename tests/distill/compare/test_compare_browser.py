@@ -1,6 +1,5 @@
 """The section of a comparison in a real browser, within a report: on a desk and on a phone."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,13 @@ from distill.report.page import write_report
 REPORT = Path(__file__).parents[1] / "report"
 
 
-def beside(name):
-    """A module of the tests of the report."""
-    spec = importlib.util.spec_from_file_location(name, REPORT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def open_page(tmp_path_factory):
-    pytest.importorskip("selenium")
-    fake_run, shown = beside("fake_run"), beside("test_browser")
-    driver = shown.start(tmp_path_factory.mktemp("profile"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPORT)
+        import fake_run
+        import test_browser
+    driver = test_browser.start(tmp_path_factory.mktemp("profile"))
 
     def gap(teachers, task, seed):
         if task == "masks" and "sam" not in teachers:
@@ -42,7 +35,7 @@ def open_page(tmp_path_factory):
     report.write_text(page.replace(before, section + before), encoding="utf-8")
 
     def look(width, scheme="light"):
-        shown.look(driver, report, width, scheme)
+        test_browser.look(driver, report, width, scheme)
         return driver
 
     yield look
