@@ -21,6 +21,7 @@ from distill.engine.memory import probe_memory, stage_memory
 from distill.engine.placement import (
     check_launch,
     check_placement,
+    check_shared,
     load_placed,
     notes_of_sharding,
 )
@@ -93,6 +94,7 @@ def run(
     if accelerator.is_main_process:
         folder.claim(recipe, environment(accelerator))
     accelerator.wait_for_everyone()
+    check_shared(folder.path, accelerator.process_index)
     for line in notes_of_sharding(recipe, accelerator):
         progress.say(line)
     with StopRequest(accelerator) as stop, writing(folder.path):

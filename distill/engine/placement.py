@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +52,19 @@ def check_launch(accelerator: Accelerator) -> None:
     fault = lone_process(os.environ) if accelerator.num_processes == 1 else None
     if fault:
         raise UserError(fault)
+
+
+def check_shared(folder: Path, rank: int) -> None:
+    """See that a process finds the run's folder, once the first one has made it.
+
+    Raises:
+        UserError: if it does not, since machines of one run read each other's files there.
+    """
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(
+            f"{folder.resolve()} is not there for process {rank}, on {platform.node()}: give "
+            "--run-dir a folder that all machines of the run share"
+        )
 
 
 def check_placement(recipe: Recipe) -> None:

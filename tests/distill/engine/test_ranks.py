@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from launch import assert_same_run, run_on, varied
 
-from distill.engine.placement import lone_process
+from distill.engine.placement import check_shared, lone_process
 from distill.recipe.load import from_dict, to_yaml
+from students import UserError
 
 BIN = Path(sys.executable).parent
 RUNS = {}
@@ -128,3 +129,10 @@ def test_processes_that_would_run_alone_are_refused(tiny, tmp_path, launcher, sa
     assert says in done.stderr
     assert "runner.py" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_machines_of_a_run_share_its_folder(tmp_path):
+    with pytest.raises(UserError, match=r"is not there for process 3, on .* --run-dir a folder"):
+        check_shared(tmp_path, 3)
+    (tmp_path / "recipe.yaml").touch()
+    check_shared(tmp_path, 3)

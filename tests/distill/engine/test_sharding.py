@@ -225,7 +225,7 @@ def test_a_teacher_of_its_own_device_is_not_sharded(tiny):
 def test_a_teacher_on_the_cpu(tiny, tmp_path):
     tiny["teachers"]["sam"]["device"] = "cpu"
     del tiny["stages"]["multires"]
-    run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
+    run_on(1, tiny, tmp_path / "run")
     assert (tmp_path / "run/proxy/proxy/model.safetensors").exists()
 
 
