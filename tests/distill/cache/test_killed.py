@@ -59,6 +59,7 @@ def content(monkeypatch):
     return [features(rows([row])) for row in range(5)]
 
 
+@pytest.mark.slow
 def test_killed_at_every_call(tmp_path, content):
     for call in range(200):
         folder = tmp_path / str(call)
@@ -66,12 +67,14 @@ def test_killed_at_every_call(tmp_path, content):
         if done is None:
             assert call > 30
             return
-        with FeatureCache(folder) as cache:
+        said: list[str] = []
+        with FeatureCache(folder, say=said.append) as cache:
             store = cache.store(KEY, SOURCES)
             there = check_all_that_is_there(store, rows(range(5)))
             # What put has said it wrote is there, and at most the row that it was at beside.
             assert there[:done].all()
             assert there.sum() <= done + 1
+            assert said == []  # what is half written is not there, and no damage
             assert store.put(rows(range(5)), concatenated(content)) == 5 - int(there.sum())
         with FeatureCache(folder) as cache:
             store = cache.store(KEY, SOURCES)
