@@ -71,16 +71,17 @@ def check_placement(recipe: Recipe) -> None:
     """See that there is a device for each teacher, before anything is loaded.
 
     Raises:
-        UserError: for a device that is none or not there, or given to a sharded teacher.
+        UserError: for one that is not on this machine.
     """
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}
     for name, config in recipe.teachers.items():
-        if config.device is not None:
-            _check_device(f"{join('teachers', name)}.device", config.device)
-            if config.shard:
-                raise UserError(
-                    f"{join('teachers', name)}.shard: a sharded teacher is on the devices of all "
-                    f"ranks: leave out its device, {config.device}"
-                )
+        device = torch.device(config.device or "cpu")
+        if (device.index or 0) >= there.get(device.type, 0):
+            rest = [f"{kind}:{n}" for kind in ("cuda", "mps") for n in range(there[kind])]
+            raise UserError(
+                f"{join('teachers', name)}.device: {config.device} is not on this machine; it has "
+                f"{', '.join(['cpu', *rest])}"
+            )
 
 
 def notes_of_sharding(recipe: Recipe, accelerator: Accelerator) -> list[str]:
@@ -110,16 +111,3 @@ def load_placed(spec: TeacherSpec, config: TeacherConfig, accelerator: Accelerat
     teacher = load_teacher(replace(spec, dtype=dtype))
     shard_teacher(teacher, accelerator)
     return teacher
-
-
-def _check_device(path: str, name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"{path}: {name!r} is no device; write cpu, cuda or cuda:N") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}
-    count = there.get(device.type, 0)
-    if (device.index or 0) < count:
-        return
-    found = ["cpu", *(f"{kind}:{n}" for kind in ("cuda", "mps") for n in range(there[kind]))]
-    raise UserError(f"{path}: {name} is not on this machine; it has {', '.join(found)}")

@@ -133,6 +133,7 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
     from teachers import describe_teacher, families, size_error
 
     path, found = join("teachers", name), result.problems
+    _device(path, config, found)
     try:
         spec = teacher_spec(config)
     except UserError as error:
@@ -164,6 +165,23 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
         fault = size_error(info, size)
         if fault:
             found.append(f"{path}.sizes[{index}]: {fault}")
+
+
+def _device(path: str, config: TeacherConfig, found: list[str]) -> None:
+    """Whether a teacher's device is one, on whatever machine."""
+    import torch
+
+    if config.device is None:
+        return
+    try:
+        torch.device(config.device)
+    except RuntimeError:
+        found.append(f"{path}.device: {config.device!r} is no device; write cpu, cuda or cuda:N")
+    if config.shard:
+        found.append(
+            f"{path}.shard: a sharded teacher is on the devices of all processes; leave out its "
+            f"device, {config.device}"
+        )
 
 
 def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch.distributed.tensor import DTensor
 
-from distill.engine.placement import check_placement, load_placed, notes_of_sharding
+from distill.engine.placement import load_placed, notes_of_sharding
 from distill.engine.sharding import blocks
 from distill.engine.targets import TargetTeacher, rows_seen
 from distill.recipe.load import from_dict
+from distill.recipe.resolve import problems
 from distill.recipe.schema import TeacherConfig
 from distill.runner import make_accelerator, run
 from students import UserError
@@ -216,10 +217,11 @@ def test_a_device_that_is_not_there(tiny, tmp_path, device, says):
 
 
 def test_a_teacher_of_its_own_device_is_not_sharded(tiny):
-    recipe = from_dict(tiny)
-    recipe.teachers["sam"].device, recipe.teachers["sam"].shard = "cpu", True
-    with pytest.raises(UserError, match=r"teachers\.sam\.shard: .* leave out its device, cpu"):
-        check_placement(recipe)
+    tiny["teachers"]["sam"] |= {"device": "cpu", "shard": True}
+    assert problems(from_dict(tiny)) == [
+        "teachers.sam.shard: a sharded teacher is on the devices of all processes; leave out its "
+        "device, cpu"
+    ]
 
 
 def test_a_teacher_on_the_cpu(tiny, tmp_path):
