@@ -218,6 +218,7 @@ def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
     iterator = iter(loader)
     # Where this generator is never closed, before the loader waits for its workers.
     atexit.register(end_workers)
+    finalizing = sys.is_finalizing
     try:
         # torch gives each worker one thread.
         for batch in iterator:
@@ -225,8 +226,9 @@ def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
                 raise batch
             yield batch
     finally:
-        end_workers()
-        atexit.unregister(end_workers)
+        if not finalizing():  # they have been told, and modules are being taken apart
+            end_workers()
+            atexit.unregister(end_workers)
 
 
 def _outlive_signals(parent: int, told: Connection, _worker: int) -> None:

@@ -59,7 +59,7 @@ class Shard(Protocol):
 
 @dataclass
 class OpenShard:
-    """A shard to read from: a descriptor of its file, and where its images lie (RECORD)."""
+    """A shard to read from: a descriptor of its file, and where its images lie (see index_tar)."""
 
     descriptor: int
     index: NDArray[np.void]

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 
 from distill.data.folder import EXTENSIONS
 
-RECORD = np.dtype([("offset", "<i8"), ("size", "<i8"), ("name", "S192")])
-"""An image of a shard: its bytes in the file, and its name in UTF-8, as far as 192 bytes go.
-
-A record of size -1 stands for damage, `name` is then what is wrong; it is the last.
-"""
-
+_LONGEST = 192
 _BLOCK = 512
 # As webdataset splits a name: folders and all up to the first dot, then what kind of part it is.
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
 def index_tar(path: Path) -> NDArray[np.void]:
-    """The images of an uncompressed tar: (N,) of RECORD, N at least 1, in the file's order.
+    """The images of an uncompressed tar: (N,) records, N at least 1, in the file's order.
+
+    Fields: `offset` and `size` int64, where in the file the image's bytes are; `name` in UTF-8, as
+    far as 192 bytes go. A record of size -1 stands for damage, and its name says what is wrong.
 
     Of members that share a key (the name up to the first dot of its last part) and follow each
     other the first image is taken, as webdataset groups them. Other members are passed over.
@@ -51,7 +49,8 @@ def index_tar(path: Path) -> NDArray[np.void]:
     if damage:
         reason = f"{damage}; {len(found)} images before that" if found else damage
         found.append((0, -1, reason.encode(errors="replace")))
-    return np.array(found, dtype=RECORD)
+    width = min(_LONGEST, max(len(name) for _, _, name in found))
+    return np.array(found, dtype=[("offset", "<i8"), ("size", "<i8"), ("name", f"S{width}")])
 
 
 def _collect(tar: tarfile.TarFile, length: int, found: list[tuple[int, int, bytes]]) -> None:

@@ -219,7 +219,7 @@ stream = batches({{"a": (Slow(17), 1.0)}}, **{{**SETTINGS, "workers": 2, "steps"
 
 
 def started(then, slow=False):
-    """A process that loads with two workers, and their process ids, once `then` says it is there."""
+    """A process that loads with two workers, and their ids, once `then` says that it does."""
     code = LOADING.format(then=then, slow=slow)
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", code, here]
@@ -238,6 +238,7 @@ print("loading", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", [False, True])
 def test_no_worker_outlives_a_main_process_that_is_killed(slow):
     then = STUCK if slow else 'next(stream); print("loading", flush=True)'
@@ -249,16 +250,23 @@ def test_no_worker_outlives_a_main_process_that_is_killed(slow):
     process.stderr.close()
 
 
-@pytest.mark.parametrize("slow", [False, True])
-@pytest.mark.parametrize("end", ["", "raise ValueError('of the main process')", "stream.close()"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slow", "end"),
+    [
+        (False, ""),
+        (True, ""),
+        (False, "raise ValueError('of the main process')"),
+        (False, "stream.close()"),
+    ],
+)
 def test_no_worker_holds_up_the_end_of_the_main_process(slow, end):
-    if slow and end == "stream.close()":
-        end = ""  # a generator that a thread is in cannot be closed
     then = STUCK if slow else 'next(stream); print("loading", flush=True)'
     process, workers = started(f"{then}\n{end}", slow)
     _, errors = process.communicate(timeout=20)
     assert gone(workers, 1)
     assert ("of the main process" in errors) == ("raise" in end)
+    assert "Exception ignored" not in errors
 
 
 def test_workers_go_on_at_what_stops_the_main_process(sources):

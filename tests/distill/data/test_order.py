@@ -140,6 +140,7 @@ def test_homogeneous_sources_get_their_share_of_the_steps():
         draws = np.concatenate([d[s == number] for s, d in batches])
         assert len(set(draws.tolist())) == len(draws)  # none twice
         if own[number]:  # and hardly one left out: the last block of draws is not whole
+            assert min(draws) == 0
             assert max(draws) < len(draws) + BLOCK
     assert len(set(np.flatnonzero(kinds == 1) % BLOCK)) > 30  # elsewhere in each block
 
