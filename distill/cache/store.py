@@ -235,6 +235,8 @@ class Store:
         about = about_store(self._label, self._contents, codec.layout)
         width = (codec.layout.summary or 0) + (codec.layout.dense or 0)
         with self._room.held():
+            if self._writer is None:  # first, since it gives back the room that a dead one took
+                self._writer = self._vacant(codec)
             granted = self._room.rows(
                 codec.layout.bytes + 2 * RECORD.itemsize, beside=8 * width + len(about)
             )
@@ -242,26 +244,29 @@ class Store:
                 self._full = True
                 self._room.at_limit()
                 return None
+            self._describe(codec, about)
             if self._writer is None:
-                self._writer = self._opened(codec, about)
+                self._writer = ShardWriter.begun(self.folder, codec.name, codec.layout.bytes)
             self._writer.reserve(granted)
         return self._writer
 
-    def _opened(self, codec: Codec, about: str) -> ShardWriter:
-        """An unsealed shard of this codec that has lost its writer, or a new one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if read_layout(self.folder, self._contents) is None:
-            write_small(self.folder / "about.json", about.encode())
-        write_codec(self.folder, codec)
+    def _vacant(self, codec: Codec) -> ShardWriter | None:
+        """An unsealed shard of this codec that has lost its writer."""
         self.refresh()
-        assert self._catalogue is not None
-        for shard in self._catalogue.shards:
+        for shard in () if self._catalogue is None else self._catalogue.shards:
             if not shard.sealed and shard.codec == codec.name:
                 writer = ShardWriter.taken_over(shard)
                 if writer is not None and not writer.whole:
                     return writer
                 if writer is not None:
                     writer.seal()
-        writer = ShardWriter.begun(self.folder, codec.name, codec.layout.bytes)
-        self._catalogue.number(writer.shard)
-        return writer
+        return None
+
+    def _describe(self, codec: Codec, about: str) -> None:
+        """Write about.json and the codec's statistics where they are not there, or not whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if read_layout(self.folder, self._contents) is None:
+            write_small(self.folder / "about.json", about.encode())
+        write_codec(self.folder, codec)
+        if self._catalogue is None:
+            self.refresh()

@@ -1,6 +1,7 @@
 """What a cache will take and what is in it, against the files."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -56,6 +57,8 @@ def test_info_while_it_is_written_and_after_damage(tmp_path):
             file.write(b"damage")
         store.get(rows(range(9)))
         assert (info(tmp_path)[0].rows, info(tmp_path)[0].damaged) == (8, 1)
+    os.truncate(path, path.stat().st_size // 9 * 4 + 5)
+    assert info(tmp_path)[0].rows == 3  # the damaged one was among the first four
     (store.folder / "about.json").write_text("{")
     assert (info(tmp_path)[0].teacher, info(tmp_path)[0].rows) == ("?", 0)
 

@@ -7,6 +7,7 @@ import pytest
 from stores import KEY, SOURCES, check_all_that_is_there, features, rows
 
 from distill.cache import FeatureCache, shard
+from distill.cache.room import used_bytes
 from students.features import concatenated
 
 # What changes a file, and so what a kill can come between. Half of a write may be done.
@@ -92,3 +93,18 @@ def test_killed_again_and_again(tmp_path, content):
     assert killed_at(tmp_path, 1 << 30, content) is None
     with FeatureCache(tmp_path) as cache:
         assert check_all_that_is_there(cache.store(KEY, SOURCES), rows(range(5))).all()
+
+
+def test_room_that_the_dead_had_reserved_is_given_back(tmp_path):
+    child = os.fork()
+    if not child:
+        store = FeatureCache(tmp_path, limit_bytes=40_000).store(KEY, SOURCES)
+        store.put(rows([0]), features(rows([0])))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert used_bytes(tmp_path) > 20_000
+    with FeatureCache(tmp_path, limit_bytes=40_000) as cache:
+        store = cache.store(KEY, SOURCES)
+        assert store.put(rows(range(20)), features(rows(range(20)))) == 19
+        assert used_bytes(tmp_path) <= 40_000
+        assert check_all_that_is_there(store, rows(range(20))).all()

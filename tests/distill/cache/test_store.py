@@ -225,6 +225,8 @@ def test_a_flipped_bit_loses_its_row_alone_once_and_for_all(opened, said, at):
         return
     assert len(said) == 1
     assert "damaged" in said[0]
+    assert check_all_that_is_there(opened(), rows(range(4))).tolist() == mask.tolist()
+    assert len(said) == 1  # it is known by now
     assert again.put(rows([2]), features(rows([2]))) == 1
     assert check_all_that_is_there(again, rows(range(4))).all()
     again.close()
