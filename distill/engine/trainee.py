@@ -186,13 +186,28 @@ class Trainee:
         self.finite.append(finite)
 
     def log_state(self) -> dict[str, Tensor]:
-        """What the next line of the log will be made of, as named tensors."""
+        """What the next line of the log will be made of, as named tensors: the mean over ranks, all
+        of which call this, so that each may go on from it."""
         state = {"bad_run": self.bad_run}
         if self.finite:
             state["finite"] = torch.stack(self.finite)
         for kept, parts in (("loss", self.losses), ("sums", self.sums)):
-            state |= {f"{kept} {kind} {name}": value for (name, kind), value in parts.items()}
+            for (name, kind), value in self._over_ranks(parts, () if kept == "loss" else (3,)):
+                state[f"{kept} {kind} {name}"] = value
         return state
+
+    def _over_ranks(
+        self, parts: Parts, shape: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[str, str], Tensor]]:
+        """Each of these with its mean over ranks; one that a rank has nothing of counts as zero."""
+        if self.accelerator.num_processes == 1:
+            yield from parts.items()
+            return
+        # The flags are the same on all ranks, so all of them come here, or none.
+        for name in self.learner.teachers if self.finite else ():
+            for kind in self.learner.space(name).kinds:
+                held = parts.get((name, kind), torch.zeros(shape, device=self.bad_run.device))
+                yield (name, kind), self.accelerator.reduce(held, "mean")
 
     def restore_log(self, state: dict[str, Tensor]) -> None:
         """Go on from what `log_state` gave."""

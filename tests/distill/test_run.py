@@ -22,7 +22,7 @@ def same(a, b):
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch):
     run(recipe, run_dir=tmp_path / "whole", quiet=True)
-    step, count = stages.Stage._step, {"steps": 0}
+    step, count = stages.Stage.step, {"steps": 0}
 
     def stops(self, *arguments):
         count["steps"] += 1
@@ -30,7 +30,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(recipe, tmp_path, monkey
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(stages.Stage, "_step", stops)
+    monkeypatch.setattr(stages.Stage, "step", stops)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, run_dir=tmp_path / "broken", quiet=True)
     assert not (tmp_path / "broken/multires/vit").exists()
@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(recipe, tmp_path, monkey
 
 def test_a_finished_run_does_nothing_and_says_so(recipe, tmp_path, monkeypatch, capsys):
     run(recipe, run_dir=tmp_path / "run", quiet=True)
-    monkeypatch.setattr(stages.Stage, "_step", None)
+    monkeypatch.setattr(stages.Stage, "step", None)
     run(recipe, run_dir=tmp_path / "run")
     assert "nothing to do" in capsys.readouterr().out
 

@@ -62,7 +62,7 @@ def dies_at_step(config, folder, step):
     def work():
         from distill.engine.stage import Stage
 
-        original, count = Stage._step, [0]
+        original, count = Stage.step, [0]
 
         def counted(self, *arguments):
             count[0] += 1
@@ -70,7 +70,7 @@ def dies_at_step(config, folder, step):
             if count[0] == step:
                 os.kill(os.getpid(), 9)
 
-        Stage._step = counted
+        Stage.step = counted
         run(from_dict(config), run_dir=folder, quiet=True)
 
     assert ended(in_child(work)) == -9

@@ -20,7 +20,7 @@ def planting(monkeypatch, student, steps, value, where):
     """Spoil the loss or one gradient of `student` in these steps (from 0)."""
     loss = stages.Stage._loss
     now = {}
-    step = stages.Stage._step
+    step = stages.Stage.step
 
     def noted(self, trainees, number, *rest):
         now["step"] = number
@@ -36,7 +36,7 @@ def planting(monkeypatch, student, steps, value, where):
         first.register_hook(lambda grad: torch.full_like(grad, value))
         return total
 
-    monkeypatch.setattr(stages.Stage, "_step", noted)
+    monkeypatch.setattr(stages.Stage, "step", noted)
     monkeypatch.setattr(stages.Stage, "_loss", spoilt)
 
 
@@ -184,7 +184,7 @@ def test_too_many_in_a_row_stop_a_student_and_the_others_finish(
 
     # The same command again says the same and trains nothing.
     before = results(tmp_path)
-    monkeypatch.setattr(stages.Stage, "_step", None)
+    monkeypatch.setattr(stages.Stage, "step", None)
     with pytest.raises(UserError) as again:
         run(from_dict(three_stages), run_dir=tmp_path, quiet=True)
     assert str(again.value) == str(caught.value)
@@ -196,7 +196,7 @@ def test_a_stopped_student_stays_stopped_when_the_others_go_on(three_stages, tmp
         planting(patch, "proxy", set(range(1, 8)), float("nan"), "loss")
         with pytest.raises(UserError):
             run(from_dict(three_stages), run_dir=tmp_path / "whole", quiet=True)
-        step, count = stages.Stage._step, [0]
+        step, count = stages.Stage.step, [0]
 
         def stops(self, *arguments):
             count[0] += 1
@@ -204,7 +204,7 @@ def test_a_stopped_student_stays_stopped_when_the_others_go_on(three_stages, tmp
                 raise KeyboardInterrupt
             step(self, *arguments)
 
-        patch.setattr(stages.Stage, "_step", stops)
+        patch.setattr(stages.Stage, "step", stops)
         with pytest.raises(KeyboardInterrupt):
             run(from_dict(three_stages), run_dir=tmp_path / "broken", quiet=True)
         said = []
