@@ -1,6 +1,6 @@
 """A comparison whose scores are known, for the tests of its answer."""
 
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.recipe.schema import (
     DataConfig,

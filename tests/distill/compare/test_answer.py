@@ -11,7 +11,8 @@ from planted import measured
 from rich.console import Console
 
 from distill.compare.answer import compare, plain, write_answer
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
+from distill.compare.figures import figure
 from distill.compare.frontier import Costs
 from distill.compare.scores import EVERY_TASK
 from distill.compare.terminal import render_answer
@@ -223,6 +224,18 @@ def test_the_file_is_the_answer(tmp_path):
     assert read["answers"][0]["contributions"]["masks"]["needed"] == ["sam"]
     fields = {field.name for field in dataclasses.fields(type(made.answers[0]))}
     assert set(read["answers"][0]) == fields
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "decimals", "shown"),
+    [
+        (-0.004, 0.031, 2, "0.00 ±0.03"),
+        (-0.006, None, 2, "\N{MINUS SIGN}0.01"),
+        (61.25, 1.06, 1, "61.2 ±1.1"),
+    ],
+)
+def test_figures(mean, std, decimals, shown):
+    assert figure(mean, std, decimals) == shown
 
 
 def printed(made, width):

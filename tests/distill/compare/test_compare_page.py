@@ -10,7 +10,7 @@ import pytest
 from planted import measured
 
 from distill.compare.answer import compare, plain
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
 from distill.compare.frontier import Costs
 from distill.report.bars import Bar, bar_chart, bar_range
 from distill.report.compare_page import compare_section

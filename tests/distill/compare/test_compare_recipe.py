@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.recipe.build import build, hints
 from distill.recipe.load import from_dict

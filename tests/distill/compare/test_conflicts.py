@@ -7,7 +7,7 @@ from statistics import mean, variance
 import pytest
 from planted import measured
 
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
 from distill.compare.conflicts import conflicts
 from distill.compare.scores import student_scores
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from distill.compare.config import CompareConfig
+from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.engine.learner import Learner, build_learner, initial_student, planned_students
 from distill.recipe.build import NAME, RecipeError
