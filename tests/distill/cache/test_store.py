@@ -68,11 +68,14 @@ def test_rows_come_back_in_the_order_asked_for(opened):
 
 def test_source_index_and_view_are_all_of_the_key(opened):
     made = opened()
-    given = np.concatenate([rows([3], s, v) for s in (0, 1) for v in (0, 1, 65535)])
+    given = np.concatenate([rows([0, 3], s, v) for s in (0, 1) for v in (0, 1, 65535)])
     made.put(given, features(given))
     assert check_all_that_is_there(made, given).all()
     assert not made.get(rows([3], 0, 2))[1].any()
     assert not made.get(rows([4], 1, 1))[1].any()
+    assert not made.get(rows([1 << bit for bit in range(2, 40)]))[1].any()
+    assert not made.get(rows([0, 3], 0, 1 << 15))[1].any()
+    assert check_all_that_is_there(made, given).all()
     far = rows([(1 << 40) - 1], 1, 7)
     made.put(far, features(far))
     assert check_all_that_is_there(made, far).all()
@@ -323,6 +326,7 @@ def test_a_full_disk_stops_the_cache_and_nothing_else(opened, said, monkeypatch,
         assert sum(puts) == fails_at // 2
         assert len(said) == 1
         assert "No space left" in said[0]
+        assert len(written) == fails_at + 2  # half a write, an error, and no more tries
         assert check_all_that_is_there(full, rows([0, 1])).all()
         full.flush()
         full.close()
