@@ -10,6 +10,9 @@ from distill.compare.scores import EVERY_TASK, StudentScores
 from distill.compare.subsets import Subset
 from distill.retention import AVERAGE
 
+MOST_NAMED = 3
+"""Subsets that a sentence names beside the best, the best of them first."""
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -66,7 +69,8 @@ def _best(scores: StudentScores, task: str, question: str, opening: str) -> Reco
     sentence = f"{opening}: {best.words}, which closes {figure(mean, std, 2)} of the gap"
     near = [s.words for s, value, _ in ranked[1:] if std is not None and value >= mean - std]
     if near:
-        sentence += f"; within its spread: {', '.join(near)}"
+        more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
+        sentence += f"; within its spread: {', '.join(near[:MOST_NAMED])}{more}"
     elif std is None:
         sentence += "; of one seed, so that a small lead says nothing"
     return Recommendation(question, best.name, sentence + ".")

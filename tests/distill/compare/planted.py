@@ -1,8 +1,8 @@
 """A comparison whose scores are known, for the tests of its answer."""
 
-from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.recipe.schema import (
+    CompareConfig,
     DataConfig,
     Recipe,
     SourceConfig,

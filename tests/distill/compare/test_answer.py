@@ -11,11 +11,11 @@ from planted import measured
 from rich.console import Console
 
 from distill.compare.answer import compare, plain, write_answer
-from distill.recipe.schema import CompareConfig
 from distill.compare.figures import figure
 from distill.compare.frontier import Costs
 from distill.compare.scores import EVERY_TASK
 from distill.compare.terminal import render_answer
+from distill.recipe.schema import CompareConfig
 
 GOOD_AT = {"dinov2": "depth", "siglip": "knn", "sam": "masks"}
 COSTS = Costs("GFLOP an image", {"dinov2": 1.0, "siglip": 2.0, "sam": 5.0})
@@ -166,6 +166,17 @@ def test_the_cheapest_is_within_one_spread():
     assert said["cheapest"].sentence == (
         "Cheapest within one spread of the best: dinov2, 1 GFLOP an image instead of 8, closes "
         "0.50 ±0.02 of the gap."
+    )
+
+
+def test_only_the_nearest_are_named():
+    def level(teachers, task, seed):
+        return 0.5 + NOISE[seed] + 0.001 * len(teachers)
+
+    (one,) = answer(gap=level, tasks=("knn",)).answers
+    (said,) = (r for r in one.recommendations if r.question == "best average")
+    assert said.sentence.endswith(
+        "; within its spread: dinov2 + siglip, dinov2 + sam, siglip + sam and 3 more."
     )
 
 

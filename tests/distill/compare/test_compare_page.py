@@ -10,8 +10,8 @@ import pytest
 from planted import measured
 
 from distill.compare.answer import compare, plain
-from distill.recipe.schema import CompareConfig
 from distill.compare.frontier import Costs
+from distill.recipe.schema import CompareConfig
 from distill.report.bars import Bar, bar_chart, bar_range
 from distill.report.compare_page import compare_section
 from distill.report.heat import heat

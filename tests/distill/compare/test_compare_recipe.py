@@ -5,11 +5,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.recipe.build import build, hints
 from distill.recipe.load import from_dict
 from distill.recipe.resolve import survey
+from distill.recipe.schema import CompareConfig
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,9 +7,9 @@ from statistics import mean, variance
 import pytest
 from planted import measured
 
-from distill.recipe.schema import CompareConfig
 from distill.compare.conflicts import conflicts
 from distill.compare.scores import student_scores
+from distill.recipe.schema import CompareConfig
 
 JITTER = (-0.01, 0.0, 0.01)
 """Over seeds 0, 1, 2: a mean of 0 and a sample deviation of 0.01."""

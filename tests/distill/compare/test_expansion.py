@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from distill.recipe.schema import CompareConfig
 from distill.compare.expansion import expand
 from distill.engine.learner import Learner, build_learner, initial_student, planned_students
 from distill.recipe.build import NAME, RecipeError
 from distill.recipe.load import from_dict, to_yaml
 from distill.recipe.resolve import problems
+from distill.recipe.schema import CompareConfig
 from distill.runner import run
 
 VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
