@@ -8,7 +8,7 @@ from rich.text import Text
 
 from distill.measure.memory import KEEP_FREE, MOST
 from distill.measure.probes import FEW_SCENES, MORE_SCENES
-from distill.measure.run import MeasuredStage, Measurement
+from distill.measure.run import MeasuredStage, Measurement, lowering
 from distill.recipe.build import join
 from distill.recipe.render import WIDTH_WITHOUT_TERMINAL
 
@@ -96,16 +96,8 @@ def _remarks(measured: Measurement, stage: MeasuredStage) -> list[str]:
     path, lines = join("stages", stage.name), []
     if not stage.fits:
         setting = _setting(measured, stage)
-        config = measured.recipe.stages[stage.name]
-        shares = [
-            f"{join('teachers', name)}.batch_share"
-            for name in measured.recipe.teachers
-            if any(name in student.teachers for student in config.students.values())
-        ]
         ways = [f"set {path}.train.micro_batch to {stage.largest} (measured so)"]
-        if not config.train.checkpointing:
-            ways.append(f"{path}.train.checkpointing to true")
-        ways += [f"lower {name}" for name in [f"{path}.train.batch_size", *shares]]
+        ways += lowering(measured.recipe, stage.name)
         what = f"{stage.at_once} images at once do not fit"
         lines.append(f"{path}.train.{setting}: {what}; {', or '.join(ways)}")
     if stage.line is not None and stage.limit is not None:

@@ -14,12 +14,14 @@ import torch
 
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import planned_students
+from distill.engine.memory import stage_memory
 from distill.folder import RunFolder
 from distill.measure.memory import MOST, MemoryLine, largest_by_trying, peak_memory
 from distill.measure.probes import measure_probes
 from distill.measure.steps import StepTimes, loop_seconds, measure_steps
 from distill.measure.trial import Trial
 from distill.progress import Progress
+from distill.recipe.build import join
 from distill.recipe.schema import Recipe
 from distill.runner import Runner, environment, make_accelerator
 from students import UserError
@@ -111,7 +113,8 @@ def measure(recipe: Recipe, progress: Progress, starting: float = 0.0) -> Measur
             with progress.task("measuring", units) as bar:
                 for name in recipe.stages:
                     bar.note(f"stage {name}")
-                    stages.append(measure_stage(runner, name))
+                    with stage_memory(recipe, name, accelerator.device):
+                        stages.append(measure_stage(runner, name))
                     bar.advance()
                 if recipe.validate is not None:
                     bar.note("probes")
@@ -132,18 +135,18 @@ def measure_stage(runner: Runner, name: str) -> MeasuredStage:
     config, train = stage.config, stage.config.train
     calibrated = min(config.calibration_batches, train.steps)
     at_once = min(train.micro_batch or train.batch_size, train.batch_size)
-    parts["calibration"] = loop_seconds(stage, calibrated, stage.calibrate_normalisers)
-    stage.share_normalisers(trainees)
     trial = Trial(stage, trainees)
     largest, line, limit = trial.largest_before(at_once)
     if largest == 0:
-        raise UserError(f"stage {name}: not even one image at once fits: {lower(runner, name)}")
+        ways = ", or ".join(lowering(runner.recipe, name))
+        raise UserError(f"stage {name}: not even one image at once fits; {ways}")
     if largest is not None and largest < at_once:
         stage.config = replace(config, train=replace(train, micro_batch=largest))
+    parts["calibration"] = loop_seconds(stage, calibrated, stage.calibrate_normalisers)
+    stage.share_normalisers(trainees)
     with peak_memory(stage.device) as peak:
         times = measure_steps(stage, trainees)
     parts["steps"] = times.seconds * train.steps
-    stage.config = config
     tried = stage.device.type == "cuda"
     if tried and largest is None:
         largest = largest_by_trying(trial.fits, at_once)
@@ -171,17 +174,15 @@ def measure_stage(runner: Runner, name: str) -> MeasuredStage:
     )
 
 
-def lower(runner: Runner, name: str) -> str:
-    """Which settings lower the memory of a stage."""
-    stage = runner.recipe.stages[name]
-    shares = [
-        f"teachers.{teacher}.batch_share"
-        for teacher in runner.recipe.teachers
-        if any(teacher in student.teachers for student in stage.students.values())
-    ]
-    return ", ".join([f"lower stages.{name}.train.batch_size", *shares]) + (
-        f", or set stages.{name}.train.checkpointing: true"
-    )
+def lowering(recipe: Recipe, name: str) -> list[str]:
+    """What lowers the memory of a stage, beside its micro_batch."""
+    stage, path = recipe.stages[name], join("stages", name)
+    ways = [] if stage.train.checkpointing else [f"set {path}.train.checkpointing to true"]
+    ways.append(f"lower {path}.train.batch_size")
+    for teacher in recipe.teachers:
+        if any(teacher in student.teachers for student in stage.students.values()):
+            ways.append(f"lower {join('teachers', teacher)}.batch_share")
+    return ways
 
 
 @contextmanager
