@@ -6,7 +6,7 @@ import itertools
 import re
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MOST = 10_000_000
+MOST = 1 << 18
 """Names that a pattern may stand for."""
 
 

@@ -61,8 +61,10 @@ class Lanes:
             last[lane] = max(ordinal, last.get(lane, 0))
         while unknown := self._unknown(last):
             self.source.count(unknown)
-        places = [self._locate(int(lane), int(o)) for lane, o in zip(lanes, ordinals, strict=True)]
-        epoch, shard, place = (np.array(part, dtype=np.int64) for part in zip(*places, strict=True))
+        epoch, shard, place = np.empty((3, len(draws)), dtype=np.int64)
+        for lane in last:
+            its = lanes == lane
+            epoch[its], shard[its], place[its] = self._locate(lane, ordinals[its])
         self.source.prepare(dict.fromkeys(shard.tolist()))
         self.source.fetch_ahead([s for lane, o in last.items() for s in self._next(lane, o)])
         key = mix(self.seed, 5, self.number, epoch, shard)
@@ -83,11 +85,18 @@ class Lanes:
             place = int(mix(self.seed, 2, epoch, index, attempt)[0] % self.source.counts[other])
             yield int(sample_index(other, place))
 
-    def _locate(self, lane: int, ordinal: int) -> tuple[int, int, int]:
-        """(epoch, shard, place within the shard) of a lane's draw; all counts are known."""
-        epoch, shards, ends, _ = self._reach(lane, ordinal)
-        at = int(np.searchsorted(ends, ordinal, side="right"))
-        return epoch, int(shards[at]), ordinal - int(ends[at] - self.source.counts[shards[at]])
+    def _locate(self, lane: int, ordinals: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(3, N): epoch, shard and place in it of a lane's draws; all counts are known."""
+        out = np.empty((3, len(ordinals)), dtype=np.int64)
+        todo = np.ones(len(ordinals), dtype=bool)
+        while np.any(todo):
+            epoch, shards, ends, start = self._reach(lane, int(ordinals[todo].min()))
+            here = todo & (ordinals >= start) & (ordinals < ends[-1])
+            at = np.searchsorted(ends, ordinals[here], side="right")
+            begins = ends[at] - self.source.counts[shards[at]]
+            out[0, here], out[1, here], out[2, here] = epoch, shards[at], ordinals[here] - begins
+            todo &= ~here
+        return out
 
     def _unknown(self, last: dict[int, int]) -> list[int]:
         """Shards to count before these ordinals, by lane, can be found; none if they can."""

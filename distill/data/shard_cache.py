@@ -1,6 +1,6 @@
 """Shards on this machine: fetched once for all processes, indexed once, removed when it is full.
 
-In the cache folder lie `shards/index/KEY.npy`, which stays (it is small, and tells how many
+In the cache folder lie `shards/index/KEY.index`, which stays (it is small, and tells how many
 samples a shard has), and for shards from elsewhere `shards/data/KEY.tar`, of which the oldest that
 no process reads are removed. A process that fetches or indexes a shard holds a lock on
 `shards/locks/KEY`; one that reads a fetched shard holds a shared lock on its file.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.fetch import FetchError
-from distill.data.tar_index import index_tar
+from distill.data.tar_index import index_tar, load_index, save_index
 from distill.scenes.dataset import cache_folder
 from students.errors import UserError
 
@@ -92,7 +92,7 @@ class ShardCache:
     def remembered(self) -> set[str]:
         """Keys of the shards whose samples have been counted."""
         try:
-            return {path.stem for path in (self.folder / "index").iterdir()}
+            return {path.stem for path in (self.folder / "index").glob("*.index")}
         except OSError:
             return set()
 
@@ -123,24 +123,21 @@ class ShardCache:
             raise
 
     def _index(self, shard: Shard, key: str) -> NDArray[np.void]:
-        kept = self._place("index", f"{key}.npy")
+        kept = self._place("index", f"{key}.index")
         if not kept.exists():
             with self._locked(key):
                 if not kept.exists():
-                    path = shard.path() or self._fetched(shard, key)
-                    try:
-                        index = index_tar(path)
-                    except OSError as error:
-                        raise UserError(
-                            f"cannot read the shard {shard.label}: {error.strerror}"
-                        ) from None
-                    self._save(index, kept)
-        return np.load(kept, mmap_mode="r")
+                    path = shard.path()
+                    if path is None:
+                        self._bring(shard, key)
+                    else:
+                        self._save(_indexed(path, shard.label), kept)
+        return load_index(kept)
 
     def _save(self, index: NDArray[np.void], kept: Path) -> None:
-        beside = kept.with_name(f".{kept.stem}-{os.getpid()}.npy")
+        beside = kept.with_name(f".{kept.stem}-{os.getpid()}.partial")
         try:
-            np.save(beside, index)
+            save_index(index, beside)
             beside.replace(kept)
         except OSError as error:
             raise self._cannot_keep(error) from None
@@ -151,7 +148,7 @@ class ShardCache:
             data = self._place("data", f"{key}.tar")
             if not data.exists():
                 with self._locked(key):
-                    self._fetched(shard, key)
+                    self._bring(shard, key)
             try:
                 descriptor = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -162,17 +159,22 @@ class ShardCache:
                 return descriptor
             os.close(descriptor)
 
-    def _fetched(self, shard: Shard, key: str) -> Path:
-        """The file of a shard from elsewhere; the lock of its key is held."""
-        data = self._place("data", f"{key}.tar")
-        if data.exists():
-            return data
+    def _bring(self, shard: Shard, key: str) -> None:
+        """Fetches a shard from elsewhere and indexes it; the lock of its key is held.
+
+        It is indexed before it can be seen, for then another process may remove it again.
+        """
+        data, kept = self._place("data", f"{key}.tar"), self._place("index", f"{key}.index")
+        if data.exists() and kept.exists():
+            return
         partial = data.with_suffix(".partial")
         try:
             self._fetch(shard, partial)
-            kept = self._place("index", f"{key}.npy")
+            index = _indexed(partial, shard.label)
+            if not kept.exists():
+                self._save(index, kept)
             # Which sample is drawn when depends on the counts, so a shard may not change.
-            if kept.exists() and not np.array_equal(np.load(kept), index_tar(partial)):
+            elif not np.array_equal(load_index(kept), index):
                 raise UserError(
                     f"the shard {shard.label} is not what it was when it was first read: bring "
                     f"the old one back, or remove {kept} and start a new run"
@@ -181,7 +183,6 @@ class ShardCache:
         finally:
             partial.unlink(missing_ok=True)
         self._make_room(data)
-        return data
 
     def _fetch(self, shard: Shard, partial: Path) -> None:
         for wait in (*self.waits, None):
@@ -261,6 +262,13 @@ def _try_lock(descriptor: int, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _indexed(path: Path, label: str) -> NDArray[np.void]:
+    try:
+        return index_tar(path)
+    except OSError as error:
+        raise UserError(f"cannot read the shard {label}: {error.strerror}") from None
 
 
 def _opened(path: Path, label: str) -> int:

@@ -21,7 +21,10 @@ from students.errors import UserError
 
 _T = TypeVar("_T")
 
-_PLACE_BITS = 32
+_PLACE_BITS = 22
+MOST_SHARDS = 1 << 18
+"""Shards of a source; with the 2^22 samples that a shard may have, an index is below 2^40."""
+
 _AT_ONCE = 8
 """Shards that a process fetches or counts at the same time."""
 
@@ -34,7 +37,7 @@ _BYTES_BESIDE = 64 << 20
 
 
 def sample_index(shard: ArrayLike, place: ArrayLike) -> NDArray[np.int64]:
-    """The index of the sample at `place` (below 2^32) in shard number `shard` (below 2^31)."""
+    """The index of the sample at `place` in shard number `shard`."""
     return np.asarray(shard, np.int64) << _PLACE_BITS | np.asarray(place, np.int64)
 
 
@@ -53,9 +56,16 @@ class ShardedSource:
         shards: at least one.
         cache: where counts, and shards from elsewhere, are kept.
         max_pixels: of the largest image that is decoded.
+
+    Raises:
+        UserError: if the shards are more than MOST_SHARDS.
     """
 
     def __init__(self, shards: Sequence[Shard], cache: ShardCache, max_pixels: int = MAX_PIXELS):
+        if len(shards) > MOST_SHARDS:
+            raise UserError(
+                f"a source of {len(shards)} shards, more than {MOST_SHARDS}: make the shards larger"
+            )
         self.shards, self.cache, self.max_pixels = shards, cache, max_pixels
         self.counts = np.full(len(shards), -1, dtype=np.int64)
         self._prefix = _common_folder([shard.label for shard in shards])
@@ -70,10 +80,16 @@ class ShardedSource:
         """Fills in `counts` of these shards, opening those that were never opened.
 
         Raises:
-            UserError: if a shard cannot be had.
+            UserError: if a shard cannot be had, or has more than 2^22 samples.
         """
         unknown = [shard for shard in dict.fromkeys(shards) if self.counts[shard] < 0]
         counts = _together(lambda shard: self.cache.count(self.shards[shard]), unknown)
+        for shard, count in zip(unknown, counts, strict=True):
+            if count > 1 << _PLACE_BITS:
+                raise UserError(
+                    f"the shard {self.shards[shard].label} has {count} images, more than "
+                    f"{1 << _PLACE_BITS}: write them into several shards"
+                )
         self.counts[unknown] = counts
 
     def prepare(self, shards: Iterable[int]) -> None:

@@ -6,6 +6,7 @@ from PIL import Image
 from tar_shards import number_of, png
 
 from distill.data.loader import batches
+from distill.data.shards import sample_index
 from distill.data.source import BadSample
 from distill.data.sources import check_source, count_samples, open_source
 from students.errors import UserError
@@ -103,7 +104,9 @@ def test_streaming_shows_what_the_local_rows_show_in_another_order(parquet, work
     assert {name.rsplit("/", 2)[-2] for name in got[0].names} <= {f"0000{i}" for i in range(5)}
     source.count(range(5))
     assert source.counts.tolist() == list(FILES)
-    everything = [number_of(source.read((s << 32) + p)) for s in range(5) for p in range(FILES[s])]
+    everything = [
+        number_of(source.read(int(sample_index(s, p)))) for s in range(5) for p in range(FILES[s])
+    ]
     assert everything == list(range(sum(FILES)))
 
 

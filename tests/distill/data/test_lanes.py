@@ -7,7 +7,7 @@ import pytest
 
 from distill.data.lanes import LANES, Lanes
 from distill.data.order import ATTEMPTS
-from distill.data.shards import ShardedSource, shard_and_place
+from distill.data.shards import ShardedSource, sample_index, shard_and_place
 
 
 class Counted(ShardedSource):
@@ -103,12 +103,12 @@ def test_replacements_are_others_first_of_the_same_shard():
     assert len(set(many)) == ATTEMPTS
     assert {shard for shard, _ in many} == {0}
     assert (0, 7) not in many
-    lone = [shard_and_place(i) for i in lanes.replacements(0, 2 << 32)]
+    lone = [shard_and_place(i) for i in lanes.replacements(0, int(sample_index(2, 0)))]
     assert sorted(shard for shard, _ in lone) == [0, 1, 3]
-    pair = [shard_and_place(i) for i in lanes.replacements(4, 1 << 32)]
+    pair = [shard_and_place(i) for i in lanes.replacements(4, int(sample_index(1, 0)))]
     assert pair[0] == (1, 1)
     assert all(place < source.true[shard] for shard, place in pair)
-    assert pair != [shard_and_place(i) for i in lanes.replacements(5, 1 << 32)]
+    assert pair != [shard_and_place(i) for i in lanes.replacements(5, int(sample_index(1, 0)))]
 
 
 def test_a_hundred_million_samples_take_little_memory():
