@@ -1,7 +1,9 @@
 """The command line: what it prints, its exit status, and whose teachers/ it imports."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,14 @@ def test_run_takes_overrides_before_and_after_the_option(monkeypatch):
     [
         (UserError("no such\nteacher"), 2, "distill: no such\ndistill: teacher\n"),
         (KeyboardInterrupt(), 130, "distill: interrupted; the same command goes on from the last"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/log.jsonl"),
+            2,
+            "distill: /runs/log.jsonl: No space left on device. Make room or set the rights, then "
+            "try again\n",
+        ),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), 2, "distill: Read-only file system. "),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "distill: /x: Permission"),
     ],
 )
 def test_what_stops_a_run_has_an_exit_status(monkeypatch, capsys, error, status, message):
@@ -100,10 +110,44 @@ def test_what_stops_a_run_has_an_exit_status(monkeypatch, capsys, error, status,
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(distill.recipe.plan, "plan", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError(errno.EIO, "broken")])
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, error):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(distill.recipe.plan, "plan", fails)
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
         cli.main(["check", "quickstart"])
+
+
+def test_sigterm_before_a_run_watches_for_it(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        distill.runner, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert cli.main(["run", "tiny"]) == 143
+    said = capsys.readouterr().err
+    assert said == "distill: interrupted; the same command goes on from the last checkpoint\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("multires:", "pictures:", "stages.pictures: is the name of a file or folder of every run"),
+        (
+            "      convnext:",
+            "      checkpoint-2:",
+            "stages.multires.students.checkpoint-2: is the name of a file or folder of every stage",
+        ),
+    ],
+)
+def test_names_that_a_run_needs_itself_are_refused(file, capsys, old, new, line):
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    assert cli.main(["check", "tiny"]) == 2
+    assert capsys.readouterr().err == f"distill: {line}; choose another\n"
 
 
 def test_help_has_examples_and_waits_for_no_library(capsys):
