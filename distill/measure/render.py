@@ -112,7 +112,7 @@ def _remarks(measured: Measurement, stage: MeasuredStage) -> list[str]:
 def _bytes(count: float | None) -> str:
     if count is None:
         return "unknown"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:

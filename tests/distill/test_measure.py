@@ -189,7 +189,7 @@ def test_the_print(tiny):
     (row,) = [line for line in text.splitlines() if line.startswith("proxy ")]
     cells = "proxy 0.5 s 128 25% 3.0 GiB batch_size about 96 6.0 s 50 s 9.0 s 65 s"
     assert " ".join(row.split()) == cells
-    assert "1.0 GiB and 32 MiB for each image, of 4.0 GiB" in text
+    assert "1.0 GiB and 32.0 MiB for each image, of 4.0 GiB" in text
     assert "probes, pictures and report: about 30 s (worked out from 64 and 192 scenes" in text
     assert "a whole run on this device alone: about 100 s (5.0 s of it to start)" in text
     assert "do not fit" not in text
