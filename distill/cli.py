@@ -1,4 +1,4 @@
-"""The command line: `distill run`, `distill check` and `distill teachers`."""
+"""The command line: `distill run`, `check`, `compare` and `teachers`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ examples:
   distill run mine.yaml stages.fixed.train.steps=100 --run-dir runs/short
   distill check mine.yaml                        every error at once, else what it comes to
   distill check mine.yaml --measure              the largest batch that fits, the time it will take
+  distill compare compare-quickstart             which teachers are worth learning from
   distill teachers                               whom to learn from: families and presets
   distill teachers dinov2-b                      what one teacher is: widths, sizes, licence
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         if _first_rank():
-            running = arguments.command == "run"
+            running = arguments.command in ("run", "compare")
             again = "; the same command goes on from the last checkpoint" if running else ""
             print(f"distill: {str(stop) or 'interrupted'}{again}", file=sys.stderr)
         return 128 + getattr(stop, "signum", signal.SIGINT)
@@ -110,7 +111,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "or every error in it. Without --measure it loads no weights and writes nothing.",
         allow_abbrev=False,
     )
-    for command in (run, check):
+    compare = commands.add_parser(
+        "compare",
+        help="train a student of each subset of a recipe's teachers, and say which are worth it",
+        description="Train a student of each subset of the recipe's teachers and seed, all in one "
+        "pass of the teachers, probe them, and say what each teacher adds and which disagree. The "
+        "recipe's section `compare` says which (default: all subsets, three seeds).",
+        allow_abbrev=False,
+    )
+    for command in (run, check, compare):
         command.add_argument(
             "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"
         )
@@ -149,6 +158,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--markdown", action="store_true", help="print the table of families as Markdown"
     )
     run.add_argument("--run-dir", metavar="FOLDER", help="the run's folder (default: runs/NAME)")
+    compare.add_argument(
+        "--run-dir", metavar="FOLDER", help="the run's folder (default: runs/NAME-compare)"
+    )
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no more positionals after an option: what it left over are overrides.
     unknown = [word for word in rest if word.startswith("-")]
@@ -179,6 +191,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from distill.runner import run
 
     run(arguments.recipe, overrides=arguments.overrides, run_dir=arguments.run_dir)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from distill.compare.command import compare_teachers
+
+    compare_teachers(arguments.recipe, overrides=arguments.overrides, run_dir=arguments.run_dir)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -212,7 +230,7 @@ def _teachers(arguments: argparse.Namespace) -> None:
         print_teacher(arguments.weights, arguments.overrides)
 
 
-COMMANDS = {"run": _run, "check": _check, "teachers": _teachers}
+COMMANDS = {"run": _run, "check": _check, "compare": _compare, "teachers": _teachers}
 
 
 def _complain(error: Exception) -> None:

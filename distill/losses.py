@@ -81,7 +81,7 @@ class _TokenLoss(torch.autograd.Function):
                 loss += weight * share * F.mse_loss(p, t, reduction="sum")
                 if part is not None:
                     part.add_(p - t, alpha=2 * weight * share)
-            if gradient is not None:
+            if gradient is not None and part is not None:
                 gradient[rows] = part
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(sums)

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.compare.config import CompareConfig
 from distill.compare.subsets import (
     Subset,
     chosen_stages,
@@ -17,7 +16,7 @@ from distill.compare.subsets import (
 )
 from distill.recipe.build import RecipeError, join
 from distill.recipe.checks import given_twice
-from distill.recipe.schema import Recipe, StageConfig, StudentConfig
+from distill.recipe.schema import CompareConfig, Recipe, StageConfig, StudentConfig
 from distill.recipe.stages import unseeded
 
 LONGEST_NAME = 200

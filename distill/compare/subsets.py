@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 
-from distill.compare.config import SUBSETS, CompareConfig
 from distill.recipe.build import shown
 from distill.recipe.checks import given_twice, unknown_names
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import SUBSETS, CompareConfig, Recipe
 from students.errors import did_you_mean
 
 

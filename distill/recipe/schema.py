@@ -16,6 +16,7 @@ NORMALISERS = ("standardise", "none", "l2")
 ADAPTERS = ("mlp", "linear")
 VIEW_POLICIES = ("eupe", "flip", "centre")
 TRACKERS = ("tensorboard", "wandb")
+SUBSETS = ("all", "leave_one_out")
 TASKS = (
     "knn",
     "attributes",
@@ -229,8 +230,29 @@ class TrackingConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Which subsets of the teachers are compared, and by which path.
+
+    `teachers`: those that vary (default: all of the recipe; the others stay in every subset).
+    `subsets`: `all` that name at least one of them, `leave_one_out` (all of them, then all but
+    one), or a list of lists of names; `sizes` keeps the subsets of so many teachers. `through`:
+    the stages to go through (default: all); where a stage is left out, a reference to its student
+    stands for what that student learns from, or starts from. `seeds`: each subset is trained once
+    for each. `tasks`: those of `validate.tasks` that the answer counts (default: all).
+    """
+
+    teachers: list[str] = field(default_factory=list)
+    subsets: Any = "all"
+    sizes: list[int] = field(default_factory=list)
+    through: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    tasks: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Recipe:
-    """A whole experiment: data, teachers, stages, validation, export and tracking."""
+    """A whole experiment: data, teachers, stages, validation, export and tracking; and what
+    `distill compare` makes of it."""
 
     name: str
     data: DataConfig
@@ -240,3 +262,4 @@ class Recipe:
     validate: ValidateConfig | None = field(default_factory=ValidateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    compare: CompareConfig | None = None

@@ -36,7 +36,8 @@ class RunContents:
     """A run as its report sees it; what a run may be without is None or empty.
 
     `environment` and `pictures` are environment.json and pictures/pictures.json as they are;
-    `validation` holds `rows` and `untrained_of`; `logs` has the lines of STAGE/log.jsonl by stage.
+    `validation` holds `rows` and `untrained_of`; `logs` has the lines of STAGE/log.jsonl by stage;
+    `comparison` is compare.json.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class RunContents:
     students: list[ExportedStudent]
     validation: dict[str, Any] | None
     pictures: dict[str, Any] | None
+    comparison: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> RunContents:
@@ -80,6 +82,7 @@ class RunContents:
             students=students,
             validation=_json(path / "validation.json"),
             pictures=_json(path / "pictures" / "pictures.json"),
+            comparison=_json(path / "compare.json"),
         )
 
 

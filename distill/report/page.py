@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distill.files import write_whole
+from distill.report.compare_page import compare_section
 from distill.report.contents import RunContents
 from distill.report.curves import charts
 from distill.report.score_table import score_tables
@@ -35,6 +36,7 @@ def write_report(run_dir: Path) -> Path:
     environment.filters |= {"count": count, "size": file_size, "breakable": breakable}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
+        comparison=compare_section(run.comparison) if run.comparison else "",
         facts=_facts(run.environment),
         tables=score_tables(run.validation) if run.validation else [],
         curves={stage: charts(log) for stage, log in run.logs.items() if log},
