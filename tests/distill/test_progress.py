@@ -11,7 +11,7 @@ from distill.progress import Progress
 NOTE = "\n".join(
     ["312 images/s, 4% waiting for data"]
     + [
-        f"student_{i} 0.532 (dinov2 0.211, siglip 0.321, sam 0.111, proxy/proxy 0.44)"
+        f"student_{i} 0.532 (dinov2 0.211, siglip 0.321, sam 0.111, proxy/proxy 0.441, radio 0.2)"
         for i in "abc"
     ]
 )
@@ -39,7 +39,7 @@ def test_a_bar_keeps_to_the_terminal(width):
     assert lines[0].endswith(" left")
     assert lines[1] == "  312 images/s, 4% waiting for data"
     assert lines[2].startswith("  student_a 0.532 (dinov2 0.211")
-    assert lines[2].endswith("…") == (width < 80)
+    assert lines[2].endswith("…") == (width == 80)
 
 
 def test_many_lines_are_counted():
