@@ -3,10 +3,10 @@
     python benchmarks/step.py [--batch N] [--rounds N]
 
 Teachers of ViT-B size with random weights (dinov2 and siglip at 224 pixels, SAM's encoder at 256),
-students ViT-S and ConvNeXt-T with EUPE's adapters, JPEG-free images; bfloat16; batch 8 on a CPU and
-256 on a GPU. (a) a step of the engine: the batch from the loader, colour changes, teachers, targets,
-students, losses, clipping, update, log. (b) each teacher's bare forward, each student's forward and
-backward with its adapters, its optimiser. Both alternate in one process on the same images.
+students ViT-S and ConvNeXt-T with EUPE's adapters, bfloat16; batch 8 on a CPU and 256 on a GPU.
+(a) a step of the engine: the batch from the loader, colour changes, teachers, targets, students,
+losses, clipping, update, log. (b) each teacher's bare forward, each student's forward and backward
+with its adapters, its optimiser. Both alternate in one process on the same images.
 One JSON object a line: {"name", "value", "unit", "goal", "holds"}.
 """
 
@@ -25,6 +25,7 @@ sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(
 
 from accelerate import Accelerator  # noqa: E402
 
+from distill.data.sources import open_sources  # noqa: E402
 from distill.engine.interruption import StopRequest  # noqa: E402
 from distill.engine.learner import planned_students  # noqa: E402
 from distill.engine.log import StageLog  # noqa: E402
@@ -32,7 +33,6 @@ from distill.engine.stage import Stage  # noqa: E402
 from distill.engine.targets import TargetTeacher  # noqa: E402
 from distill.progress import Progress  # noqa: E402
 from distill.recipe.load import from_dict  # noqa: E402
-from distill.runner import open_source  # noqa: E402
 from teachers import TeacherSpec, load_teacher  # noqa: E402
 
 GOAL = 1.05
@@ -172,12 +172,11 @@ def main():
             )
             for name, kinds in tokens.items()
         }
-        sources = {n: (open_source(c.source), c.share) for n, c in recipe.data.train.items()}
         stage = Stage(
             recipe,
             "stage",
             teachers,
-            sources,
+            open_sources(recipe.data),
             home / "run",
             accelerator,
             Progress(shown=False),

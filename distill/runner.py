@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill.data.bad_samples import BadSamples
 from distill.data.source import Source
-from distill.data.sources import open_source
+from distill.data.sources import open_sources
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import Learner, StudentPlan, planned_students
 from distill.engine.memory import probe_memory, stage_memory
@@ -132,6 +133,7 @@ class Runner:
         self.accelerator, self.progress, self.stop = accelerator, progress, stop
         self.worked = False
         self.stopped: dict[str, str] = {}
+        self.bad_samples = BadSamples(folder.path / "bad_samples.jsonl", recipe.data.max_bad)
         self._teachers: dict[str, Teacher] = {}
         self._sources: dict[str, tuple[Source, float]] = {}
         self.seconds: dict[str, float] = {}
@@ -159,8 +161,7 @@ class Runner:
     def sources(self) -> dict[str, tuple[Source, float]]:
         """The opened training sources and their shares."""
         if not self._sources:
-            for name, config in self.recipe.data.train.items():
-                self._sources[name] = (open_source(config.source), config.share)
+            self._sources = open_sources(self.recipe.data)
         return self._sources
 
     def train(self, name: str) -> None:
@@ -243,6 +244,7 @@ class Runner:
             self.accelerator,
             self.progress,
             self.stop,
+            self.bad_samples,
         )
 
     def _target(self, stage: str, name: str) -> TargetTeacher:

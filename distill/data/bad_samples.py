@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate.utils import gather_object
 
 from students.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from distill.data.loader import Batch
 
 FEWEST = 1000
 """The share is never taken of fewer samples: the first few say little about the rest."""
@@ -79,6 +87,40 @@ class BadSamples:
                 f"the share data.max_bad = {self.max_bad:g} allows: {first}; "
                 f"all are in {self.path}: remove or mend them, or raise data.max_bad"
             )
+
+
+class Account:
+    """What the ranks of a run met since they last settled.
+
+    Args:
+        held: what it goes to, on the first rank (None: nothing is counted).
+        stage: the stage's name.
+        accelerator: of the ranks, which all settle at the same steps.
+    """
+
+    def __init__(self, held: BadSamples | None, stage: str, accelerator: Accelerator):
+        self.held, self.stage, self.accelerator = held, stage, accelerator
+        self.samples = 0
+        self.bad: list[tuple[str, str]] = []
+
+    def saw(self, batch: Batch) -> None:
+        """Take note of a rank's batch."""
+        self.samples += len(batch.names)
+        self.bad += batch.bad
+
+    def settle(self, step: int) -> None:
+        """Hand over what all ranks met up to `step`.
+
+        Raises:
+            UserError: on the first rank, if there are too many.
+        """
+        met = [(self.samples, self.bad)]
+        if self.accelerator.num_processes > 1:
+            met = gather_object(met)
+        if self.held is not None and self.accelerator.is_main_process:
+            bad = [one for _, found in met for one in found]
+            self.held.see(self.stage, step, sum(count for count, _ in met), bad)
+        self.samples, self.bad = 0, []
 
 
 def _names_in(path: Path) -> set[str]:

@@ -42,13 +42,15 @@ class Batch:
     """One rank's part of one step.
 
     `pixels` (b, 3, S, S) uint8 RGB; `draws` (b, 6) float32, columns distill.data.views.DRAWS;
-    `positions` (b,) int64 in the stream; `names` of the samples shown, `SOURCE/name`; `bad`,
-    (name, reason) of each sample that could not be decoded and was replaced.
+    `positions` (b,) int64 in the stream; `samples` (b, 3) int64, of each sample shown the number of
+    its source, its index, and the epoch of its view; their `names`, `SOURCE/name`; `bad`, (name,
+    reason) of each sample that could not be decoded and was replaced.
     """
 
     pixels: Tensor
     draws: Tensor
     positions: Tensor
+    samples: Tensor
     names: list[str]
     bad: list[tuple[str, str]]
 
@@ -72,6 +74,7 @@ def batches(
     world: int = 1,
     workers: int = 1,
     homogeneous: Collection[str] = (),
+    per_sample: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of steps first_step to first_step + steps - 1, in order.
 
@@ -92,6 +95,7 @@ def batches(
         world: number of ranks.
         workers: loading processes of this rank; 0 loads in this one.
         homogeneous: names of sources whose share is one of steps: batches wholly their own.
+        per_sample: how many views a sample has, which come round again; None: one an epoch.
 
     Raises:
         UserError: at once, if there is no source, a share rounds to nothing, the policy or scale
@@ -112,7 +116,9 @@ def batches(
             raise UserError(
                 f"no source {name!r} for homogeneous batches{did_you_mean(name, sources)}"
             )
-    made = _Steps(sources, policy, scale, view_seed, canvas, batch_size, rank, world, homogeneous)
+    made = _Steps(
+        sources, policy, scale, view_seed, canvas, batch_size, rank, world, homogeneous, per_sample
+    )
     return _iterate(made, range(first_step, first_step + steps), workers)
 
 
@@ -130,6 +136,7 @@ class _Steps(Dataset):
         rank: int,
         world: int,
         homogeneous: Collection[str],
+        per_sample: int | None,
     ):
         self.names = list(sources)
         self.sources = [source for source, _ in sources.values()]
@@ -141,13 +148,18 @@ class _Steps(Dataset):
         self.schedule = Schedule(shares, own, batch_size, view_seed)
         self.policy, self.scale, self.view_seed, self.canvas = policy, scale, view_seed, canvas
         self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.per_sample = per_sample
 
     def __getitem__(self, step: int) -> Batch | UserError:
         """The batch; an error is handed over, since one raised in a worker loses its one line."""
         rows = self.batch_size // self.world
         mine = self.rank * rows + np.arange(rows)
         batch = Batch(
-            pixels=torch.empty((rows, 3, self.canvas, self.canvas), dtype=torch.uint8),
+            # Channels last, as views are cut; what comes after makes floats of them anyway.
+            pixels=torch.empty((rows, self.canvas, self.canvas, 3), dtype=torch.uint8).permute(
+                0, 3, 1, 2
+            ),
+            samples=torch.empty((rows, 3), dtype=torch.int64),
             draws=torch.empty((rows, len(DRAWS)), dtype=torch.float32),
             positions=torch.from_numpy(step * self.batch_size + mine),
             names=[],
@@ -182,7 +194,9 @@ class _Steps(Dataset):
                 reason = reason or str(bad)
                 continue
             size = (image.shape[1], image.shape[2])
-            view = draw_view(self.policy, self.scale, self.view_seed, epoch, candidate, size)
+            of_view = epoch if self.per_sample is None else epoch % self.per_sample
+            view = draw_view(self.policy, self.scale, self.view_seed, of_view, candidate, size)
+            batch.samples[row] = torch.tensor((source, candidate, of_view))
             batch.pixels[row] = cut(image, view, self.canvas)
             batch.draws[row] = torch.from_numpy(view.draws)
             batch.names.append(f"{prefix}/{origin.name(candidate)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from distill.data import hub_dataset, hub_library, webdataset
 from distill.data.decode import MAX_PIXELS
@@ -11,6 +12,9 @@ from distill.data.scenes import ScenesSource
 from distill.data.shard_cache import CACHE_GB, ShardCache
 from distill.data.source import Source
 from students.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from distill.recipe.schema import DataConfig
 
 EXAMPLES: Mapping[str, str] = {
     "folder": FolderSource.example,
@@ -52,6 +56,26 @@ def open_source(
             rest, allow_pipe=allow_pipe, max_pixels=max_pixels, cache=cache
         )
     return hub_dataset.open_hub_dataset(rest, max_pixels=max_pixels, cache=cache)
+
+
+def open_sources(data: DataConfig) -> dict[str, tuple[Source, float]]:
+    """The training sources of a recipe, opened, and their shares, by name.
+
+    Raises:
+        UserError: as `open_source`.
+    """
+    return {
+        name: (
+            open_source(
+                config.source,
+                allow_pipe=config.allow_pipe,
+                max_pixels=data.max_pixels,
+                cache_gb=data.shard_cache_gb,
+            ),
+            config.share,
+        )
+        for name, config in data.train.items()
+    }
 
 
 def check_source(spec: str, *, allow_pipe: bool = False) -> str | None:

@@ -139,7 +139,8 @@ def cut(image: Tensor, view: View, canvas: int) -> Tensor:
     Only the crop is resized (bicubic, antialiased); colours are left to the device.
     """
     x0, y0, x1, y1 = view.box
-    crop = image[:, y0:y1, x0:x1]
+    # Three channels side by side is what torch resizes fastest.
+    crop = image[None, :, y0:y1, x0:x1].contiguous(memory_format=torch.channels_last)[0]
     resized = tv.resize(crop, [canvas, canvas], InterpolationMode.BICUBIC, antialias=True)
     return resized.flip(-1) if view.flip else resized
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from distill.data.bad_samples import Account, BadSamples
 from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
 from distill.data.source import Source
@@ -49,6 +50,7 @@ class Stage:
         accelerator: Accelerate's, for device, ranks and reductions.
         progress: where a person sees how far it is.
         stop: whether the run has been asked to stop.
+        bad_samples: where images that cannot be decoded are counted (None: nowhere).
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Stage:
         accelerator: Accelerator,
         progress: Progress,
         stop: StopRequest,
+        bad_samples: BadSamples | None = None,
     ):
         self.recipe, self.name, self.config = recipe, name, recipe.stages[name]
         self.teachers, self.sources = teachers, sources
         self.run, self.folder, self.checkpoints = folder, folder / name, checkpoints
         self.accelerator, self.progress, self.stop = accelerator, progress, stop
+        self.bad_samples = bad_samples
         self.device = accelerator.device
         self.canvas = recipe.data.views.canvas or max(self.config.image_sizes)
         self.autocast = _autocast_dtype(self.config.train.precision, self.device)
@@ -126,9 +130,18 @@ class Stage:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             workers=self.recipe.data.workers,
+            homogeneous=[n for n, source in self.recipe.data.train.items() if source.homogeneous],
+            per_sample=self.recipe.data.views.per_sample,
         )
+        account = Account(self.bad_samples, self.name, self.accelerator)
         for step, batch in enumerate(stream, first):
-            pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
+            account.saw(batch)
+            done = step + 1 - first
+            alone = self.accelerator.num_processes == 1
+            if done == steps or done % self.config.train.log_every == 0 or (batch.bad and alone):
+                account.settle(step + 1)
+            pixels = batch.pixels.to(self.device, non_blocking=True)
+            pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
             yield step, batch, photometrics(pixels, batch.draws)
 
     def calibrate_normalisers(self) -> None:

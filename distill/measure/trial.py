@@ -77,7 +77,7 @@ class Trial:
         shape = (images, 3, stage.canvas, stage.canvas)
         pixels = torch.rand(shape, device=stage.device)
         empty = torch.empty(0)
-        batch = Batch(empty, empty, torch.arange(images), [""] * images, [])
+        batch = Batch(empty, empty, torch.arange(images), empty, [""] * images, [])
         stage.config = replace(before, train=train)
         try:
             stage.step(self.trainees, self.number, batch, pixels)

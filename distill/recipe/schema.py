@@ -48,11 +48,15 @@ class SourceConfig:
 @dataclass
 class ViewsConfig:
     """How a view is cut from an image (`eupe`: random resized crop, flip, colour jitter, blur,
-    solarisation). `scale` is the crop's share of the image's area."""
+    solarisation). `scale` is the crop's share of the image's area; `canvas` the side of a view in
+    pixels (default: the stage's largest size). `per_sample`: how many views a sample has, which
+    come round again, so that a cache of teachers' features can hit (default: a new one an epoch).
+    """
 
     policy: str = field(default="eupe", metadata={"choices": VIEW_POLICIES})
     scale: list[float] = field(default_factory=lambda: [0.25, 1.0])
     canvas: int | None = field(default=None, metadata={"least": 8})
+    per_sample: int | None = field(default=None, metadata={"least": 1})
 
 
 @dataclass

@@ -58,6 +58,7 @@ def assert_same(first, second):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.draws, b.draws)
         assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.samples, b.samples)
         assert (a.names, a.bad) == (b.names, b.bad)
 
 
@@ -102,6 +103,7 @@ def test_ranks_change_nothing(sources, workers):
             torch.cat([x.pixels, y.pixels]),
             torch.cat([x.draws, y.draws]),
             torch.cat([x.positions, y.positions]),
+            torch.cat([x.samples, y.samples]),
             x.names + y.names,
             x.bad + y.bad,
         )
@@ -294,3 +296,24 @@ def test_a_folder_of_photographs(tmp_path):
     shown = {name for batch in one for name in batch.names}
     assert shown == {f"photos/{n}.jpg" for n in ("astronaut", "chelsea", "rocket", "coffee")}
     assert [name for batch in one for name, _ in batch.bad] == ["photos/text.jpg"] * 2
+
+
+def test_views_come_round_again(sources):
+    """With two views a sample, the third epoch's of a sample is the first one's, pixel by pixel."""
+    seen, repeated = {}, 0
+    for batch in load(sources, steps=40, per_sample=2):
+        for row, sample in enumerate(batch.samples.tolist()):
+            assert sample[2] in (0, 1)
+            before = seen.setdefault(tuple(sample), (batch.pixels[row], batch.draws[row]))
+            assert torch.equal(before[0], batch.pixels[row])
+            assert torch.equal(before[1], batch.draws[row])
+            repeated += before[0] is not batch.pixels[row]
+    assert repeated > 20
+
+
+def test_samples_say_what_is_shown(sources):
+    """Source and index are those of the image in the row, replacements included."""
+    names = list(sources)
+    for batch in load(sources, steps=20):
+        for (source, index, _), name in zip(batch.samples.tolist(), batch.names, strict=True):
+            assert name == f"{names[source]}/i{index}"
