@@ -48,7 +48,7 @@ def test_too_many_stop_the_run_with_their_names(tiny, photos, tmp_path):
 
 def test_an_image_of_too_many_pixels_is_a_bad_one(tiny, photos, tmp_path):
     Image.new("RGB", (100, 100)).save(photos / "02.png")
-    recipe(tiny, photos)["data"]["max_pixels"] = 5000
+    recipe(tiny, photos)["data"] |= {"max_pixels": 5000, "max_bad": 1.0}
     run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
     lines = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["photos/02.png"]
