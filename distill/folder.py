@@ -20,7 +20,7 @@ from students import UserError
 # but that dropout and stochastic depth draw anew for each micro-batch: who runs out of memory may
 # set them and go on.
 _FREE = re.compile(
-    r"^(validate|export|tracking|compare)\b|^data\.(workers|max_bad|shard_cache_gb)$|^teachers\.[^.]+\.(micro_batch|device|shard)$|^stages\.[^.]+\.train\."
+    r"^(validate|export|tracking|compare|cache)\b|^data\.(workers|max_bad|shard_cache_gb)$|^teachers\.[^.]+\.(micro_batch|device|shard)$|^stages\.[^.]+\.train\."
     r"(log_every|save_every|max_nonfinite|micro_batch|checkpointing|shard)$"
 )
 _STEPS = re.compile(r"^stages\.([^.]+)\.train\.steps$")

@@ -16,6 +16,7 @@ import torch
 from distill.data.bad_samples import BadSamples
 from distill.data.source import Source
 from distill.data.sources import open_sources
+from distill.engine.cached import CachedTeacher, open_cache
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import Learner, StudentPlan, planned_students
 from distill.engine.memory import probe_memory, stage_memory
@@ -26,6 +27,7 @@ from distill.engine.placement import (
     load_placed,
     notes_of_sharding,
 )
+from distill.engine.sharding import is_sharded
 from distill.engine.stage import Stage
 from distill.engine.targets import TargetTeacher
 from distill.export import Origin, export_student, exported_steps
@@ -106,6 +108,8 @@ def run(
                 runner.train(stage)
             rows = runner.validate()
         finally:
+            if runner.cache is not None:
+                runner.cache.close()
             finish_trackers(accelerator)
     if runner.stopped:
         raise UserError("\n".join(runner.stopped.values()))
@@ -134,6 +138,7 @@ class Runner:
         self.worked = False
         self.stopped: dict[str, str] = {}
         self.bad_samples = BadSamples(folder.path / "bad_samples.jsonl", recipe.data.max_bad)
+        self.cache = open_cache(recipe.cache, progress.say)
         self._teachers: dict[str, Teacher] = {}
         self._sources: dict[str, tuple[Source, float]] = {}
         self.seconds: dict[str, float] = {}
@@ -248,20 +253,25 @@ class Runner:
         )
 
     def _target(self, stage: str, name: str) -> TargetTeacher:
-        config = self.recipe.teachers.get(name)
-        drawn = self.recipe.stages[stage].teacher_sizes
-        if config is not None:
-            return TargetTeacher.of(
+        config, settings = self.recipe.teachers.get(name), self.recipe.stages[stage]
+        teacher, drawn = self.teacher(name), settings.teacher_sizes
+        if config is None:
+            sizes = drawn or settings.image_sizes
+            target = TargetTeacher.of(name, teacher, list(sizes), "standardise")
+        else:
+            target = TargetTeacher.of(
                 name,
-                self.teacher(name),
+                teacher,
                 list(config.sizes or drawn),
                 config.normaliser,
                 config.weight,
                 config.batch_share,
                 self.accelerator.device,
             )
-        sizes = drawn or self.recipe.stages[stage].image_sizes
-        return TargetTeacher.of(name, self.teacher(name), list(sizes), "standardise")
+        if self.cache is not None and not is_sharded(teacher):
+            canvas = self.recipe.data.views.canvas or max(settings.image_sizes)
+            target.cached = CachedTeacher(self.cache, teacher, name, self.recipe.data, canvas)
+        return target
 
     def export(self, stage: str, plan: StudentPlan, learner: Learner) -> None:
         """Write a student's folder, with its spaces of every teacher that it reaches."""

@@ -66,6 +66,11 @@ class Store:
         """Of its rows; None as long as there is none."""
         return None if self._catalogue is None else self._catalogue.layout
 
+    @property
+    def growing(self) -> bool:
+        """Whether `put` still keeps rows: neither the limit nor the disk has said no."""
+        return not (self._full or self._room.refused)
+
     def get(
         self,
         rows: NDArray[np.int64],

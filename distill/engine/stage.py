@@ -25,6 +25,7 @@ from distill.engine.checkpoint import (
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
 from distill.engine.log import StageLog
+from distill.engine.parts import Part, parts_of
 from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
 from distill.engine.trainee import Trainee
 from distill.losses import best_scale, token_loss
@@ -149,10 +150,10 @@ class Stage:
         steps = min(self.config.calibration_batches, self.config.train.steps)
         with self.progress.task(f"{self.name}: measuring targets", steps) as bar:
 
-            def stream() -> Iterator[tuple[int, Tensor, dict[str, Rows]]]:
+            def stream() -> Iterator[tuple[int, Part, dict[str, Rows]]]:
                 for step, batch, pixels in self.pixels(0, steps):
-                    for part, positions in self._parts(batch, pixels):
-                        yield step, part, self._rows(positions)
+                    for part in self._parts(batch, pixels):
+                        yield step, part, self._rows(part.positions)
                     bar.advance()
 
             calibrate(
@@ -164,7 +165,8 @@ class Stage:
             )
 
     def share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
-        """Give each student its teachers' normalisers, or the stage those of the students."""
+        """Give each student its teachers' normalisers, or the stage those of the students; and
+        say to caches what they are."""
         for trainee in trainees:
             modules = {trainee.learner, trainee.result}
             for name in trainee.learner.teachers:
@@ -175,6 +177,9 @@ class Stage:
                             normaliser.load_state_dict(held.state_dict())
                         else:
                             held.load_state_dict(normaliser.state_dict())
+        for teacher in self.teachers.values():
+            if teacher.cached is not None:
+                teacher.cached.calibrated(teacher.normalisers)
 
     def _loop(self, trainees: list[Trainee], first: int) -> None:
         """All steps from `first` on.
@@ -228,22 +233,24 @@ class Stage:
         """
         rate = learning_rate(step, self.config.train)
         parts = self._parts(batch, pixels)
-        for number, (part, positions) in enumerate(parts):
+        for number, part in enumerate(parts):
             last = number + 1 == len(parts)
-            rows = self._rows(positions)
+            rows = self._rows(part.positions)
             targets = self._targets(step, part, rows)
             for trainee in trainees:
-                self._seed(trainee.plan, step, positions)
+                self._seed(trainee.plan, step, part.positions)
                 with trainee.accumulating(last):
-                    predictions = self._predict(trainee.wrapped, trainee.plan, step, part, rows)
+                    predictions = self._predict(
+                        trainee.wrapped, trainee.plan, step, part.pixels, rows
+                    )
                     self._loss(trainee, predictions, targets, rows).backward()
                 if last:
                     trainee.update(rate, self.config.train)
 
-    def _parts(self, batch: Batch, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Pixels and positions of each part of a rank's batch that goes through at once."""
-        at_once = self.config.train.micro_batch or len(pixels)
-        return list(zip(pixels.split(at_once), batch.positions.split(at_once), strict=True))
+    def _parts(self, batch: Batch, pixels: Tensor) -> list[Part]:
+        """The parts of a rank's batch that go through one after the other."""
+        cached = any(teacher.cached is not None for teacher in self.teachers.values())
+        return list(parts_of(batch, pixels, self.config.train.micro_batch, cached))
 
     def _seed(self, plan: StudentPlan, step: int, positions: Tensor) -> None:
         """Make torch's global state, which dropout and stochastic depth draw from, one of keys."""
@@ -257,11 +264,11 @@ class Stage:
             for name, teacher in self.teachers.items()
         }
 
-    def _targets(self, step: int, pixels: Tensor, rows: dict[str, Rows]) -> dict[str, Features]:
+    def _targets(self, step: int, part: Part, rows: dict[str, Rows]) -> dict[str, Features]:
         """Targets of each teacher that sees any row."""
         found = {}
         for name, teacher in self.teachers.items():
-            features = teacher.features(pixels, rows[name], self.recipe.seed, self.name, step)
+            features = teacher.features(part, rows[name], self.recipe.seed, self.name, step)
             if features is not None:
                 found[name] = teacher.targets(features)
         return found
@@ -327,8 +334,8 @@ class Stage:
             trainee.result.eval()
         with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
             for step, batch, pixels in self.pixels(0, steps):
-                for part, positions in self._parts(batch, pixels):
-                    self._sum_up(trainees, step, part, self._rows(positions), sums)
+                for part in self._parts(batch, pixels):
+                    self._sum_up(trainees, step, part, self._rows(part.positions), sums)
                 bar.advance()
         for (i, name, kind), total in sums.items():
             scale = trainees[i].result.space(name).scales[kind]
@@ -338,19 +345,19 @@ class Stage:
         self,
         trainees: list[Trainee],
         step: int,
-        pixels: Tensor,
+        part: Part,
         rows: dict[str, Rows],
         sums: dict[tuple[int, str, str], Tensor],
     ) -> None:
-        """Add what `best_scale` needs of these pixels to `sums`."""
-        targets = self._targets(step, pixels, rows)
+        """Add what `best_scale` needs of a part to `sums`."""
+        targets = self._targets(step, part, rows)
         for i, trainee in enumerate(trainees):
-            predictions = self._predict(trainee.result, trainee.plan, step, pixels, rows)
+            predictions = self._predict(trainee.result, trainee.plan, step, part.pixels, rows)
             for name, target in targets.items():
                 if name in predictions:
-                    parts = compare(predictions[name], target, self.config.loss)
-                    for kind, (_, part) in parts.items():
-                        sums[i, name, kind] += part.double()
+                    found = compare(predictions[name], target, self.config.loss)
+                    for kind, (_, own) in found.items():
+                        sums[i, name, kind] += own.double()
 
 
 def compare(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from distill.engine.cached import CachedTeacher
+from distill.engine.parts import Part
 from distill.engine.sharding import is_sharded
 from students import Features
 from students.keys import draw_size
@@ -77,7 +80,7 @@ def rows_seen(positions: Tensor, share: float, batch_size: int, ranks: int) -> R
 @dataclass
 class TargetTeacher:
     """A teacher in a stage: the sizes that it draws from, a normaliser per token kind, its weight
-    in the loss and the share of each batch that it sees."""
+    in the loss, the share of each batch that it sees, and its features on disk, if any."""
 
     name: str
     teacher: Teacher
@@ -85,6 +88,7 @@ class TargetTeacher:
     normalisers: dict[str, Normaliser]
     weight: float = 1.0
     batch_share: float = 1.0
+    cached: CachedTeacher | None = None
 
     @classmethod
     def of(
@@ -107,14 +111,20 @@ class TargetTeacher:
         }
         return cls(name, teacher, sizes or [teacher.size], normalisers, weight, batch_share)
 
-    def features(
-        self, pixels: Tensor, rows: Rows, seed: int, stage: str, step: int
-    ) -> Features | None:
-        """The teacher's own features of these rows of pixels (B, 3, H, W) in [0, 1] at this step's
-        size, None if there is none."""
+    def features(self, part: Part, rows: Rows, seed: int, stage: str, step: int) -> Features | None:
+        """The teacher's own features of these rows of a part at this step's size, None if there is
+        none."""
+        pixels = part.pixels
         size, seen = draw_size(self.sizes, seed, stage, step, self.name), rows.of(pixels)
         if not is_sharded(self.teacher):
-            return None if rows.none else self.teacher(seen, size)
+            if rows.none:
+                return None
+            if self.cached is None:
+                return self.teacher(seen, size)
+            of_part = slice(None) if rows.index is None else rows.index.numpy()
+            prints = None if part.prints is None else part.prints[of_part]
+            compute = partial(self.teacher, size=size)
+            return self.cached.features(compute, seen, part.samples[of_part], prints, size)
         if not rows.most:
             return None
         # All ranks call it together, and its micro-batches as often: some row fills up what is
@@ -138,13 +148,13 @@ def widths(teacher: Teacher) -> dict[str, int | None]:
 
 def calibrate(
     teachers: Iterable[TargetTeacher],
-    batches: Iterable[tuple[int, Tensor, dict[str, Rows]]],
+    batches: Iterable[tuple[int, Part, dict[str, Rows]]],
     *,
     seed: int,
     stage: str,
     accelerator: Accelerator,
 ) -> None:
-    """Fit every normaliser on (step, pixels, rows by teacher), over the sizes that the stage draws.
+    """Fit every normaliser on (step, part, rows by teacher), over the sizes that the stage draws.
 
     Statistics are float64 on each rank and merged by Chan's formula, so that any number of ranks
     gives the same normaliser (EUPE measures over 500 batches and then keeps mean and std).
@@ -155,9 +165,9 @@ def calibrate(
         for teacher in teachers
         for kind, normaliser in teacher.normalisers.items()
     }
-    for step, pixels, rows in batches:
+    for step, part, rows in batches:
         for teacher in teachers:
-            features = teacher.features(pixels, rows[teacher.name], seed, stage, step)
+            features = teacher.features(part, rows[teacher.name], seed, stage, step)
             if features is None:
                 continue
             for kind in teacher.normalisers:

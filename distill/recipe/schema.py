@@ -16,6 +16,7 @@ NORMALISERS = ("standardise", "none", "l2")
 ADAPTERS = ("mlp", "linear")
 VIEW_POLICIES = ("eupe", "flip", "centre")
 TRACKERS = ("tensorboard", "wandb")
+CACHE_FORMATS = ("exact", "float16", "bfloat16", "int8")
 SUBSETS = ("all", "leave_one_out")
 TASKS = (
     "knn",
@@ -234,6 +235,17 @@ class TrackingConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Teachers' features kept on disk (default: they are not): `folder` (default: `features` in
+    this machine's cache folder), `format` of new ones (`exact`: the teacher's own dtype) and room
+    for all of them, `limit_gb` in 10^9 bytes."""
+
+    folder: str | None = None
+    format: str = field(default="exact", metadata={"choices": CACHE_FORMATS})
+    limit_gb: float = field(default=100.0, metadata={"above": 0.0})
+
+
+@dataclass
 class CompareConfig:
     """Which subsets of the teachers are compared, and by which path.
 
@@ -255,8 +267,8 @@ class CompareConfig:
 
 @dataclass
 class Recipe:
-    """A whole experiment: data, teachers, stages, validation, export and tracking; and what
-    `distill compare` makes of it."""
+    """A whole experiment: data, teachers, stages, validation, export, tracking, a cache of
+    teachers' features; and what `distill compare` makes of it."""
 
     name: str
     data: DataConfig
@@ -266,4 +278,5 @@ class Recipe:
     validate: ValidateConfig | None = field(default_factory=ValidateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cache: CacheConfig | None = None
     compare: CompareConfig | None = None

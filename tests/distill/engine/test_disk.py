@@ -6,7 +6,7 @@ import os
 import resource
 
 import pytest
-from runs import ended, in_child, results, whole_run
+from child_runs import ended, in_child, results, whole_run
 
 import distill.report.page
 import distill.report.pictures

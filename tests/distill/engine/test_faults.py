@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from runs import dies_at_step, ended, in_child, leftovers, results, whole_run
+from child_runs import dies_at_step, ended, in_child, leftovers, results, whole_run
 
 import distill.engine.checkpoint
 from distill.engine.checkpoint import newest_checkpoint

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ended, in_child, leftovers, results, whole_run
+from child_runs import ended, in_child, leftovers, results, whole_run
 
 import distill.runner
 from distill import cli

@@ -8,7 +8,7 @@ import pytest
 import timm.models.convnext
 import timm.models.eva
 import torch
-from runs import ended, in_child, results
+from child_runs import ended, in_child, results
 from safetensors.torch import load_file
 
 import distill.runner

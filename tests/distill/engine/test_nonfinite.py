@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import results
+from child_runs import results
 from safetensors.torch import load_file
 
 from distill.engine import stage as stages

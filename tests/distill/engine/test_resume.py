@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from runs import dies_at_step, ended, in_child, leftovers, results, whole_run
+from child_runs import dies_at_step, ended, in_child, leftovers, results, whole_run
 
 from distill.engine.checkpoint import newest_checkpoint
 from distill.recipe.load import from_dict
