@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import rich.box
+from rich.console import Group
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
@@ -125,25 +126,60 @@ def _cell(entries: Sequence[tuple[float | None, str]]) -> Cell:
     return Cell(fmean(values), stdev(values) if len(values) > 1 else None, reason)
 
 
-def render_terminal(table: Table) -> TerminalTable:
-    """The table for a terminal: a line a figure and a column a model, the best score in bold."""
-    models = dict.fromkeys((row.model, row.role) for row in table.rows)
+def render_terminal(table: Table, width: int) -> Group:
+    """The table for a terminal of `width` characters: a line a figure and a column a model, the
+    best score in bold; in several tables of some models each, where they do not fit beside each
+    other."""
+    models = list(dict.fromkeys((row.model, row.role) for row in table.rows))
+    first = max((len(column.title) for column in table.columns), default=0) + 2
+    groups: list[list[tuple[str, str]]] = []
+    left = 0
+    for model in models:
+        needed = _column_width(table, model) + 2
+        if not groups or left < needed:
+            groups.append([])
+            left = width - first
+        groups[-1].append(model)
+        left -= needed
+    return Group(*(_models_beside(table, group) for group in groups))
+
+
+def _column_width(table: Table, model: tuple[str, str]) -> int:
+    """Characters that a model's figures and the parts of its name take."""
+    figures = (
+        len(_shown(cell, column.decimals, bold=False))
+        for row in table.rows
+        if row.model == model[0]
+        for cell, column in zip(row.cells, table.columns, strict=True)
+    )
+    words = (len(word) for word in _heading(*model).split())
+    return max(*figures, *words)
+
+
+def _heading(model: str, role: str) -> str:
+    """A name that may be broken after each slash and full stop, and the role below it."""
+    return f"{model.replace('/', '/ ').replace('.', '. ')}\n{role}"
+
+
+def _models_beside(table: Table, models: Sequence[tuple[str, str]]) -> TerminalTable:
     out = TerminalTable(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     out.add_column("", no_wrap=True)
     for model, role in models:
-        # Names may hold brackets, which rich would read as markup; a long one breaks at "/".
-        out.add_column(Text(f"{model.replace('/', '/ ')}\n{role}"), justify="right")
+        # Names may hold brackets, which rich would read as markup.
+        width = _column_width(table, (model, role))
+        out.add_column(Text(_heading(model, role)), justify="right", min_width=width)
     for size in dict.fromkeys(row.image_size for row in table.rows):
-        by_model = {row.model: row for row in table.rows if row.image_size == size}
+        at_size = {row.model: row for row in table.rows if row.image_size == size}
         for section in dict.fromkeys(column.section for column in table.columns):
             out.add_row(Text(f"{section}, {size} px", style="bold cyan"))
             for i, column in enumerate(table.columns):
                 if column.section != section:
                     continue
-                cells = [by_model[m].cells[i] if m in by_model else Cell(None) for m, _ in models]
-                means = [cell.mean for cell in cells if cell.mean is not None]
+                found = (row.cells[i].mean for row in at_size.values())
+                means = [mean for mean in found if mean is not None]
                 best = (max if column.better == "higher" else min)(means, default=None)
                 bold = section == "score"
+                cells = [at_size[m].cells[i] if m in at_size else Cell(None) for m, _ in models]
                 out.add_row(
                     Text("  " + column.title),
                     *(_shown(c, column.decimals, bold and c.mean == best) for c in cells),

@@ -66,6 +66,8 @@ class Progress:
     def __init__(self, shown: bool = True, console: Console | None = None):
         self.shown = shown
         self.console = console or Console()
+        if console is None and not self.console.is_terminal:
+            self.console = Console(width=160)  # a file or a pipe has no width to keep to
         self.bars: RichProgress | None = None
 
     @contextmanager

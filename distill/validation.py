@@ -71,7 +71,8 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
     # Last, for it says that all of this is done.
     runner.folder.write_validation(recipe, rows, untrained_of)
     if runner.progress.shown:
-        runner.progress.console.print(render_terminal(comparison_table(rows, untrained_of)))
+        console = runner.progress.console
+        console.print(render_terminal(comparison_table(rows, untrained_of), console.width))
     return rows
 
 

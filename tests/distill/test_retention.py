@@ -175,9 +175,25 @@ def test_the_terminal_shows_models_sizes_and_brackets_as_they_are():
     rows = [*ROWS, *models("knn", "accuracy", {"U": 1.0, "A": 70.0, "s/vit": 60.0}, size=128)]
     rows.append(row("[bold]x", "student", "knn", "accuracy", 33.25))
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render_terminal(comparison_table(rows, UNTRAINED)))
+    console.print(render_terminal(comparison_table(rows, UNTRAINED), console.width))
     text = console.export_text()
     for words in ("[bold]x", "untrained", "score, 64 px", "score, 128 px", "gap closed", "33.2"):
         assert words in text
     depth = next(line for line in text.splitlines() if "depth rmse" in line)
     assert depth.split() == ["depth", "rmse", "↓", "1.200", "0.900", "0.400", "0.500", "0.800", "-"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_figure_is_cut_on_a_narrow_terminal(width):
+    names = [f"multires/vit.dinov2-siglip-{n}" for n in range(7)]
+    values = [round(10.1 + n, 1) for n in range(7)]
+    rows = [
+        row(name, "student", "knn", "accuracy", value)
+        for name, value in zip(names, values, strict=True)
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render_terminal(comparison_table(rows, {}), width))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(f"{value:.1f}" in text for value in values)
+    assert max(map(len, text.splitlines())) <= width
