@@ -1,4 +1,4 @@
-"""The command line: `distill run`, `check`, `compare` and `teachers`."""
+"""The command line: `distill run`, `check`, `compare`, `cache` and `teachers`."""
 
 from __future__ import annotations
 
@@ -119,9 +119,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "recipe's section `compare` says which (default: all subsets, three seeds).",
         allow_abbrev=False,
     )
-    for command in (run, check, compare):
+    cache = commands.add_parser(
+        "cache",
+        help="fill a recipe's cache of teachers' features ahead, or print what it holds",
+        description="Compute the features of a recipe's teachers for every view that its stages "
+        "will ask for, and keep them in its cache (section `cache`). Goes on where it stopped.",
+        allow_abbrev=False,
+    )
+    cache.add_argument("--info", action="store_true", help="print what the cache holds")
+    for command in (run, check, compare, cache):
         command.add_argument(
-            "recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe"
+            "recipe",
+            metavar="RECIPE",
+            nargs="?" if command is cache else None,
+            help="a YAML file, or the name of a shipped recipe",
         )
         command.add_argument(
             "overrides",
@@ -199,6 +210,18 @@ def _compare(arguments: argparse.Namespace) -> None:
     compare_teachers(arguments.recipe, overrides=arguments.overrides, run_dir=arguments.run_dir)
 
 
+def _cache(arguments: argparse.Namespace) -> None:
+    from distill.cache_command import fill_cache, print_cache
+    from students.errors import UserError
+
+    if arguments.info:
+        print_cache(arguments.recipe, arguments.overrides)
+    else:
+        if arguments.recipe is None:
+            raise UserError("name the recipe whose cache is to be filled, or give --info")
+        fill_cache(arguments.recipe, arguments.overrides)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     from distill.recipe.load import load_recipe
@@ -230,7 +253,13 @@ def _teachers(arguments: argparse.Namespace) -> None:
         print_teacher(arguments.weights, arguments.overrides)
 
 
-COMMANDS = {"run": _run, "check": _check, "compare": _compare, "teachers": _teachers}
+COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "compare": _compare,
+    "cache": _cache,
+    "teachers": _teachers,
+}
 
 
 def _complain(error: Exception) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distill.cache.account import shown_bytes
 from distill.data.bad_samples import BadSamples
 from distill.data.source import Source
-from distill.data.sources import open_sources
-from distill.engine.cached import CachedTeacher, open_cache
+from distill.data.sources import count_samples, open_sources
+from distill.engine.cached import CachedTeacher, most_bytes, open_cache
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import Learner, StudentPlan, planned_students
 from distill.engine.memory import probe_memory, stage_memory
@@ -223,6 +224,7 @@ class Runner:
     def _train_pass(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> None:
         began = time.perf_counter()
         stage = self.stage(name, plans, checkpoints)
+        self.say_cache(stage)
         for trainee in stage.train(plans):
             if trainee.stopped is not None:
                 self._stop(name, trainee.plan.name, trainee.stopped, checkpoints)
@@ -232,6 +234,23 @@ class Runner:
                     self.export(name, trainee.plan, learner)
         self.accelerator.wait_for_everyone()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def say_cache(self, stage: Stage) -> None:
+        """What the cache will come to with this stage, before its first byte."""
+        config = self.recipe.cache
+        if config is None or self.cache is None:
+            return
+        train, views = stage.config.train, self.recipe.data.views.per_sample
+        shown = train.steps * train.batch_size
+        if views is not None:
+            counts = [count_samples(source.source) for source in self.recipe.data.train.values()]
+            known = [count for count in counts if count is not None]
+            shown = min(shown, views * sum(known)) if len(known) == len(counts) else shown
+        most = most_bytes(stage.teachers.values(), shown, config.format)
+        self.progress.say(
+            f"{stage.name}: at most {shown_bytes(most)} of teachers' features for {shown:,} views "
+            f"in {self.cache.folder}, limited to {config.limit_gb:g} GB"
+        )
 
     def stage(self, name: str, plans: list[StudentPlan], checkpoints: Path) -> Stage:
         """A stage with the teachers of these students, loaded, and the opened sources."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from distill.cache import (
     ChannelStatistics,
     FeatureCache,
+    RowLayout,
     Store,
     StoreKey,
+    estimate_bytes,
     teacher_identity,
     views_identity,
 )
@@ -24,6 +27,9 @@ from students import Features
 from students.normalisers import Normaliser
 from students.pixels import Size
 from teachers import Teacher
+
+if TYPE_CHECKING:
+    from distill.engine.targets import TargetTeacher
 
 
 def open_cache(config: CacheConfig | None, say: Callable[[str], None]) -> FeatureCache | None:
@@ -111,3 +117,19 @@ class CachedTeacher:
         if not exact and self.statistics is None:
             return None
         return self.cache.store(key, self.sources, self.statistics)
+
+
+def most_bytes(teachers: Iterable[TargetTeacher], views: int, format: str) -> int:
+    """What these teachers' features of so many views come to on disk, at all of their sizes."""
+    layouts = []
+    for target in teachers:
+        teacher = target.teacher
+        given = {"summary": teacher.summary_dim, "dense": teacher.dense_dim}
+        kinds = {kind: given[kind] for kind in teacher.spec.tokens}
+        dtype = str(teacher.dtype).removeprefix("torch.")
+        for size in target.sizes if target.cached is not None else ():
+            side = size // teacher.stride
+            dense = kinds.get("dense")
+            grid = None if dense is None else (side, side)
+            layouts.append(RowLayout(kinds.get("summary"), dense, grid, dtype, format))
+    return estimate_bytes(views, layouts)

@@ -181,6 +181,17 @@ class Stage:
             if teacher.cached is not None:
                 teacher.cached.calibrated(teacher.normalisers)
 
+    def fill_cache(self) -> None:
+        """Show every batch of the stage to its teachers, so that the cache holds what they say."""
+        self.calibrate_normalisers()
+        self.share_normalisers([])
+        steps = self.config.train.steps
+        with self.progress.task(f"{self.name}: filling the cache", steps) as bar:
+            for step, batch, pixels in self.pixels(0, steps):
+                for part in self._parts(batch, pixels):
+                    self._targets(step, part, self._rows(part.positions))
+                bar.advance()
+
     def _loop(self, trainees: list[Trainee], first: int) -> None:
         """All steps from `first` on.
 
