@@ -46,6 +46,7 @@ def assert_same(first, second):
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.draws, b.draws)
         assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.samples, b.samples)
         assert (a.names, a.bad) == (b.names, b.bad)
 
 
@@ -55,6 +56,7 @@ def joined(parts):
             torch.cat([part.pixels for part in step]),
             torch.cat([part.draws for part in step]),
             torch.cat([part.positions for part in step]),
+            torch.cat([part.samples for part in step]),
             list(chain.from_iterable(part.names for part in step)),
             list(chain.from_iterable(part.bad for part in step)),
         )
