@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -12,22 +11,13 @@ from typing import Any
 from distill.engine.checkpoint import newest_checkpoint
 from distill.engine.learner import planned_students
 from distill.files import write_whole, writing
+from distill.recipe.changes import fixed_changes
 from distill.recipe.load import load_recipe, to_yaml
 from distill.recipe.schema import Recipe
 from students import UserError
 
-# The results of micro-batches and of checkpointing differ by the rounding of float32 sums alone,
-# but that dropout and stochastic depth draw anew for each micro-batch: who runs out of memory may
-# set them and go on.
-_FREE = re.compile(
-    r"^(validate|export|tracking|compare|cache)\b|^data\.(workers|max_bad|shard_cache_gb)$|^teachers\.[^.]+\.(micro_batch|device|shard)$|^stages\.[^.]+\.train\."
-    r"(log_every|save_every|max_nonfinite|micro_batch|checkpointing|shard)$"
-)
-_STEPS = re.compile(r"^stages\.([^.]+)\.train\.steps$")
 _FILES = ("recipe.yaml", "environment.json", "validation.json", "report.html")
 """What lies in a run's folder beside its stages, each written whole."""
-
-_ADDED = re.compile(r"^stages\.[^.]+\.students\.[^.]+$|^stages\.[^.]+$|^teachers\.[^.]+$")
 
 
 class RunFolder:
@@ -49,7 +39,7 @@ class RunFolder:
         """
         held = self.path / "recipe.yaml"
         if held.exists():
-            changed = self._forbidden(load_recipe(held), recipe)
+            changed = fixed_changes(load_recipe(held), recipe, self._settled(recipe))
             if changed:
                 shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
                 raise UserError(
@@ -77,40 +67,11 @@ class RunFolder:
                 found += (self.path / stage).glob(shape)
         return found
 
-    def _forbidden(self, before: Recipe, now: Recipe) -> list[str]:
-        """Keys that differ and may not, with both values."""
-        old, new = _flat(asdict(before)), _flat(asdict(now))
-        changed = []
-        for path in sorted(old.keys() | new.keys()):
-            if old.get(path, _Absent) == new.get(path, _Absent) or _FREE.match(path):
-                continue
-            steps = _STEPS.match(path)
-            if steps and path in old and self._may_go_on(now, steps[1], old[path], new.get(path)):
-                continue
-            if path not in old and self._added(path, asdict(before), asdict(now)):
-                continue
-            changed.append(f"{path} is {_shown(new, path)}, was {_shown(old, path)}")
-        return changed
-
-    def _may_go_on(self, recipe: Recipe, stage: str, old: int, new: int | None) -> bool:
-        """More steps, as long as no later stage has learnt from the students as they are."""
-        later = list(recipe.stages)[list(recipe.stages).index(stage) + 1 :]
-        started = any((self.path / name).exists() for name in later)
-        return new is not None and (new > old) and not started
-
-    @staticmethod
-    def _added(path: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-        """Whether a new key lies in a student, stage or teacher that was not there."""
-        parts = path.split(".")
-        for end in range(1, len(parts) + 1):
-            entry = ".".join(parts[:end])
-            if (
-                _ADDED.match(entry)
-                and _lookup(now, parts[:end])
-                and not _lookup(before, parts[:end])
-            ):
-                return True
-        return False
+    def _settled(self, recipe: Recipe) -> frozenset[str]:
+        """The stages from whose students a later one has begun to learn."""
+        names = list(recipe.stages)
+        begun = [number for number, name in enumerate(names) if (self.path / name).exists()]
+        return frozenset(names[: max(begun, default=0)])
 
     def passes(self, stage: str) -> dict[Path, dict[str, int | None]]:
         """The folder of checkpoints of each pass that trained students of a stage together, with
@@ -164,28 +125,3 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
         for plan in planned_students(recipe, name)
     }
     return {**asdict(recipe.validate), "students": students}
-
-
-class _Absent:
-    """Not equal to any value of a recipe."""
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{path}.{name}" if path else name)
-    return flat
-
-
-def _lookup(tree: Any, parts: list[str]) -> bool:
-    for part in parts:
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def _shown(flat: dict[str, Any], path: str) -> str:
-    return repr(flat[path]) if path in flat else "absent"

@@ -177,11 +177,14 @@ class Runner:
             plan
             for plan in planned_students(self.recipe, name)
             if exported_steps(self.folder.path / name / plan.name) < steps
+            and f"{name}/{plan.name}" not in self.stopped
             and not self._left_out(name, plan)
         ]
         # Students of one checkpoint go on together; whoever came later starts a pass of its own.
+        at_once = self.recipe.stages[name].train.students_at_once
         for checkpoints, saved in (self.folder.passes(name) if missing else {}).items():
             plans = [plan for plan in missing if plan.name in saved or not saved]
+            plans = plans if saved else plans[:at_once]
             missing = [plan for plan in missing if plan not in plans]
             stopped = {plan.name: saved.get(plan.name) for plan in plans}
             # One that was stopped stays in the checkpoints of those that go on.
@@ -191,6 +194,8 @@ class Runner:
             for student, step in stopped.items():
                 if step is not None:
                     self._stop(name, student, step, checkpoints)
+        if missing:
+            self.train(name)
 
     def _begin(self) -> None:
         """Take note that there is something to do; the report is then out of date."""

@@ -13,6 +13,7 @@ import torch
 from distill.compare.answer import Answer, compare, write_answer
 from distill.compare.expansion import Comparison, expand
 from distill.compare.frontier import Costs
+from distill.compare.groups import in_groups
 from distill.compare.terminal import render_answer
 from distill.progress import Progress
 from distill.recipe.load import prepare
@@ -63,13 +64,13 @@ def compare_teachers(
         UserError, RecipeError, Interrupted: as `run` and `expanded`.
     """
     comparison = expanded(recipe, overrides)
+    progress = Progress(shown=not quiet)
     folder = (
         Path(run_dir) if run_dir is not None else Path("runs") / f"{comparison.recipe.name}-compare"
     )
-    result = run(comparison.recipe, run_dir=folder, quiet=quiet)
+    result = run(in_groups(comparison.recipe, folder, progress), run_dir=folder, quiet=quiet)
     if not result.rows:
         return None
-    progress = Progress(shown=not quiet)
     costs = _measured(folder, comparison) or teacher_costs(comparison.recipe)
     untrained_of = json.loads((folder / "validation.json").read_text())["untrained_of"]
     answer = compare(comparison, result.rows, untrained_of, costs)

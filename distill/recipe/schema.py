@@ -158,6 +158,8 @@ class TrainConfig:
     weights, gradients, moments and moving average split over the ranks, instead of whole on each;
     a run may go on with it or without. After
     `max_nonfinite` steps in a row whose loss or gradient is not finite, a student is stopped.
+    `students_at_once`: how many go through the stage together (default: all); the next ones ask the
+    teachers again, or their cache.
     """
 
     steps: int = field(default=1000, metadata={"least": 1})
@@ -174,6 +176,7 @@ class TrainConfig:
     checkpointing: bool = False
     shard: bool = False
     max_nonfinite: int = field(default=10, metadata={"least": 1})
+    students_at_once: int | None = field(default=None, metadata={"least": 1})
     log_every: int = field(default=20, metadata={"least": 1})
     save_every: int = field(default=1000, metadata={"least": 1})
 
