@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from distill.engine.interruption import StopRequest
 from distill.folder import RunFolder
 from distill.progress import Progress
 from distill.recipe.load import from_dict
@@ -48,7 +49,9 @@ def test_seeds_share_a_name_and_have_an_untrained_self_each(tiny, tmp_path):
 def test_untrained_is_where_the_student_started(recipe, tmp_path):
     run(recipe, run_dir=tmp_path / "run", quiet=True)
     recipe.validate = from_dict({**_as_dict(recipe), "validate": CHEAP}).validate
-    runner = Runner(recipe, RunFolder(tmp_path / "run"), make_accelerator(), Progress(shown=False))
+    accelerator = make_accelerator()
+    folder = RunFolder(tmp_path / "run")
+    runner = Runner(recipe, folder, accelerator, Progress(shown=False), StopRequest(accelerator))
     teachers = {name: runner.teacher(name) for name in recipe.teachers}
     models, untrained_of = probed_models(runner, teachers)
     by_name = {model.name: model for model in models}

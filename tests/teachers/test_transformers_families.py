@@ -213,7 +213,12 @@ def test_a_text_tower_from_a_pickle(kind, copy, spec):
     one, folder = copy(kind)
     pickled(folder)
     tower = load_teacher(replace(one, allow_pickle=True)).text_tower
-    assert torch.equal(tower(["a red"]), load_teacher(spec(kind)).text_tower(["a red"]))
+    plain = load_teacher(spec(kind)).text_tower
+    held, expected = tower.state_dict(), plain.state_dict()
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[name], expected[name]) for name in held)
+    # Two copies of one model may lie differently in memory, which moves the last bits.
+    torch.testing.assert_close(tower(["a red"]), plain(["a red"]), atol=1e-6, rtol=1e-5)
 
 
 class Evil:

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch.distributed.tensor import DTensor
 
+from distill.engine.parts import Part
 from distill.engine.placement import load_placed, notes_of_sharding
 from distill.engine.sharding import blocks
 from distill.engine.targets import TargetTeacher, rows_seen
@@ -98,7 +100,8 @@ def test_sharded_teachers_give_the_same_features(timm_folder, micro_batch):
             for size, share in itertools.product(sizes, (1.0, 0.625, 0.125)):
                 rows = rows_seen(own, share, 8, 2)
                 target = TargetTeacher.of(name, teacher, [size], "none", batch_share=share)
-                found = target.features(pixels[own], rows, 0, "stage", 0)
+                part = Part(pixels[own], own, np.zeros((len(own), 3), dtype=np.int64))
+                found = target.features(part, rows, 0, "stage", 0)
                 assert (found is None) == rows.none
                 if found is None:
                     continue
