@@ -25,14 +25,16 @@ from distill.engine.checkpoint import (
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
 from distill.engine.log import StageLog
+from distill.engine.objective import compare
 from distill.engine.parts import Part, parts_of
+from distill.engine.precision import autocast_dtype
+from distill.engine.scales import calibrate_scales
 from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
 from distill.engine.trainee import Trainee
-from distill.losses import best_scale, token_loss
 from distill.optim import learning_rate
 from distill.progress import Progress
-from distill.recipe.schema import LossConfig, Recipe
-from students import TOKEN_KINDS, Features, match_grids
+from distill.recipe.schema import Recipe
+from students import TOKEN_KINDS, Features
 from students.keys import draw_size, key
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Stage:
         self.bad_samples = bad_samples
         self.device = accelerator.device
         self.canvas = recipe.data.views.canvas or max(self.config.image_sizes)
-        self.autocast = _autocast_dtype(self.config.train.precision, self.device)
+        self.autocast = autocast_dtype(self.config.train.precision, self.device)
 
     def train(self, plans: list[StudentPlan]) -> list[Trainee]:
         """Train these students together, going on from the newest checkpoint if it is theirs.
@@ -97,7 +99,7 @@ class Stage:
             self.calibrate_normalisers()
             self.share_normalisers(trainees)
         self._loop(trainees, first)
-        self.calibrate_scales([trainee for trainee in trainees if trainee.stopped is None])
+        calibrate_scales(self, [trainee for trainee in trainees if trainee.stopped is None])
         return trainees
 
     def prepare(self, plan: StudentPlan) -> Trainee:
@@ -152,8 +154,8 @@ class Stage:
 
             def stream() -> Iterator[tuple[int, Part, dict[str, Rows]]]:
                 for step, batch, pixels in self.pixels(0, steps):
-                    for part in self._parts(batch, pixels):
-                        yield step, part, self._rows(part.positions)
+                    for part in self.parts(batch, pixels):
+                        yield step, part, self.rows(part.positions)
                     bar.advance()
 
             calibrate(
@@ -188,8 +190,7 @@ class Stage:
         steps = self.config.train.steps
         with self.progress.task(f"{self.name}: filling the cache", steps) as bar:
             for step, batch, pixels in self.pixels(0, steps):
-                for part in self._parts(batch, pixels):
-                    self._targets(step, part, self._rows(part.positions))
+                self.show(step, batch, pixels)
                 bar.advance()
 
     def _loop(self, trainees: list[Trainee], first: int) -> None:
@@ -243,22 +244,37 @@ class Stage:
         With `micro_batch`, part by part: gradients add up, and the update comes with the last.
         """
         rate = learning_rate(step, self.config.train)
-        parts = self._parts(batch, pixels)
+        parts = self.parts(batch, pixels)
         for number, part in enumerate(parts):
             last = number + 1 == len(parts)
-            rows = self._rows(part.positions)
-            targets = self._targets(step, part, rows)
+            rows = self.rows(part.positions)
+            targets = self.targets(step, part, rows)
             for trainee in trainees:
-                self._seed(trainee.plan, step, part.positions)
-                with trainee.accumulating(last):
-                    predictions = self._predict(
-                        trainee.wrapped, trainee.plan, step, part.pixels, rows
-                    )
-                    self._loss(trainee, predictions, targets, rows).backward()
+                self.learn(trainee, step, part, rows, targets, last)
                 if last:
                     trainee.update(rate, self.config.train)
 
-    def _parts(self, batch: Batch, pixels: Tensor) -> list[Part]:
+    def learn(
+        self,
+        trainee: Trainee,
+        step: int,
+        part: Part,
+        rows: dict[str, Rows],
+        targets: dict[str, Features],
+        last: bool,
+    ) -> None:
+        """One student forward and backward on a part of a batch, `last` if no other follows."""
+        self._seed(trainee.plan, step, part.positions)
+        with trainee.accumulating(last):
+            predictions = self.predict(trainee.wrapped, trainee.plan, step, part.pixels, rows)
+            self._loss(trainee, predictions, targets, rows).backward()
+
+    def show(self, step: int, batch: Batch, pixels: Tensor) -> None:
+        """A batch to the teachers alone, so that a cache holds what they say of it."""
+        for part in self.parts(batch, pixels):
+            self.targets(step, part, self.rows(part.positions))
+
+    def parts(self, batch: Batch, pixels: Tensor) -> list[Part]:
         """The parts of a rank's batch that go through one after the other."""
         cached = any(teacher.cached is not None for teacher in self.teachers.values())
         return list(parts_of(batch, pixels, self.config.train.micro_batch, cached))
@@ -267,7 +283,7 @@ class Stage:
         """Make torch's global state, which dropout and stochastic depth draw from, one of keys."""
         torch.manual_seed(key("noise", plan.seed, self.name, step, int(positions[0])))
 
-    def _rows(self, positions: Tensor) -> dict[str, Rows]:
+    def rows(self, positions: Tensor) -> dict[str, Rows]:
         """The rows that each teacher sees, of some rows at these positions of the stream."""
         size, ranks = self.config.train.batch_size, self.accelerator.num_processes
         return {
@@ -275,7 +291,7 @@ class Stage:
             for name, teacher in self.teachers.items()
         }
 
-    def _targets(self, step: int, part: Part, rows: dict[str, Rows]) -> dict[str, Features]:
+    def targets(self, step: int, part: Part, rows: dict[str, Rows]) -> dict[str, Features]:
         """Targets of each teacher that sees any row."""
         found = {}
         for name, teacher in self.teachers.items():
@@ -284,7 +300,7 @@ class Stage:
                 found[name] = teacher.targets(features)
         return found
 
-    def _predict(
+    def predict(
         self,
         module: nn.Module,
         plan: StudentPlan,
@@ -292,7 +308,8 @@ class Stage:
         pixels: Tensor,
         rows: dict[str, Rows],
     ) -> dict[str, Features]:
-        # A student's size goes with its seed alone, so that two students of a seed see the same.
+        """Predicted targets of pixels (B, 3, H, W) at this step's size. It goes with the student's
+        seed alone, so that two students of a seed see the same."""
         size = draw_size(self.config.image_sizes, plan.seed, self.name, step, "student")
         with torch.autocast(
             self.device.type, self.autocast or torch.float32, enabled=self.autocast is not None
@@ -328,78 +345,3 @@ class Stage:
         else:
             give_parts(trainees)
         self.accelerator.wait_for_everyone()
-
-    @torch.no_grad()
-    def calibrate_scales(self, trainees: list[Trainee]) -> None:
-        """Fit each adapter's scalar s, the least squares of s * prediction to target."""
-        steps = min(self.config.calibration_batches, self.config.train.steps)
-        # A rank may see no row of a teacher: all of them add up the same sums.
-        sums = {
-            (i, name, kind): torch.zeros(3, dtype=torch.float64, device=self.device)
-            for i, trainee in enumerate(trainees)
-            for name in trainee.learner.teachers
-            for kind in trainee.learner.space(name).kinds
-            if getattr(self.config.loss, kind)
-        }
-        for trainee in trainees:
-            trainee.result.eval()
-        with self.progress.task(f"{self.name}: scaling adapters", steps) as bar:
-            for step, batch, pixels in self.pixels(0, steps):
-                for part in self._parts(batch, pixels):
-                    self._sum_up(trainees, step, part, self._rows(part.positions), sums)
-                bar.advance()
-        for (i, name, kind), total in sums.items():
-            scale = trainees[i].result.space(name).scales[kind]
-            scale.data.copy_(best_scale(self.accelerator.reduce(total, "sum")))
-
-    def _sum_up(
-        self,
-        trainees: list[Trainee],
-        step: int,
-        part: Part,
-        rows: dict[str, Rows],
-        sums: dict[tuple[int, str, str], Tensor],
-    ) -> None:
-        """Add what `best_scale` needs of a part to `sums`."""
-        targets = self._targets(step, part, rows)
-        for i, trainee in enumerate(trainees):
-            predictions = self._predict(trainee.result, trainee.plan, step, part.pixels, rows)
-            for name, target in targets.items():
-                if name in predictions:
-                    found = compare(predictions[name], target, self.config.loss)
-                    for kind, (_, own) in found.items():
-                        sums[i, name, kind] += own.double()
-
-
-def compare(
-    predicted: Features, target: Features, config: LossConfig
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Loss and sums of each token kind that both have, dense maps on a common grid."""
-    parts = {}
-    if predicted.summary is not None and target.summary is not None and config.summary:
-        parts["summary"] = token_loss(
-            predicted.summary, target.summary, config.summary, config.beta
-        )
-    if predicted.dense is not None and target.dense is not None and config.dense:
-        ours, theirs = match_grids(predicted.dense, target.dense, config.grid)
-        parts["dense"] = token_loss(ours, theirs, config.dense, config.beta)
-    return parts
-
-
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where it is asked for, or where the processor has it and nothing was said."""
-    if precision == "fp32":
-        return None
-    if precision == "bf16" or has_bfloat16(device):
-        return torch.bfloat16
-    return None
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False

@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.engine.cached import CachedTeacher
 from distill.engine.parts import Part
 from distill.engine.sharding import is_sharded
+from distill.losses import CHUNK
 from students import Features
 from students.keys import draw_size
 from students.normalisers import Moments, Normaliser
@@ -135,9 +136,16 @@ class TargetTeacher:
         return None if rows.none else features.map(lambda _, tokens: tokens[:count])
 
     def targets(self, features: Features) -> Features:
-        """Features after the normalisers, in the teacher's own dtype: standardised, they need no
-        more digits than it gave, and they are what a step holds most of."""
-        return features.map(lambda kind, tokens: self.normalisers[kind](tokens).to(tokens.dtype))
+        """Features after the normalisers, in the teacher's own dtype and written over them:
+        standardised, they need no more digits than it gave, and they are what a step holds most
+        of. Float32 copies are of some images at a time."""
+        return features.map(self._normalised)
+
+    def _normalised(self, kind: str, tokens: Tensor) -> Tensor:
+        at_once = max(1, CHUNK // max(1, tokens[:1].numel()))
+        for images in tokens.split(at_once):
+            images.copy_(self.normalisers[kind](images))
+        return tokens
 
 
 def widths(teacher: Teacher) -> dict[str, int | None]:

@@ -15,6 +15,7 @@ import torch
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import planned_students
 from distill.engine.memory import stage_memory
+from distill.engine.scales import calibrate_scales
 from distill.folder import RunFolder
 from distill.measure.memory import MOST, MemoryLine, largest_by_trying, peak_memory
 from distill.measure.probes import measure_probes
@@ -153,7 +154,7 @@ def measure_stage(runner: Runner, name: str) -> MeasuredStage:
     with _timed(parts, "saving"):
         stage.save(train.steps, trainees)
     parts["saving"] *= -(-train.steps // train.save_every)
-    parts["scaling"] = loop_seconds(stage, calibrated, lambda: stage.calibrate_scales(trainees))
+    parts["scaling"] = loop_seconds(stage, calibrated, lambda: calibrate_scales(stage, trainees))
     with _timed(parts, "export"):
         for trainee in trainees:
             learner = trainee.whole_result()

@@ -179,7 +179,7 @@ def _memory(
     recipe: Recipe, name: str, students: tuple[PlannedStudent, ...], known: Survey
 ) -> int | None:
     """Bytes for teachers, students with gradients and optimiser, and activations; an estimate."""
-    from distill.engine.stage import has_bfloat16
+    from distill.engine.precision import has_bfloat16
     from teachers.loading import choose_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -54,7 +54,7 @@ def test_teacher_sees_its_share_and_the_student_learns_from_that_alone(tiny, tmp
     # The rows that floor((p + 1) / 2) > floor(p / 2) names, by hand: every odd position.
     monkeypatch.setattr(
         Stage,
-        "_rows",
+        "rows",
         lambda self, positions: {
             name: Rows((positions % 2 == 1).nonzero()[:, 0]) for name in self.teachers
         },

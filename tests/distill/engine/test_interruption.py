@@ -12,6 +12,7 @@ from child_runs import ended, in_child, leftovers, results, whole_run
 
 import distill.runner
 from distill import cli
+from distill.engine import scales
 from distill.engine import stage as stages
 from distill.engine.checkpoint import newest_checkpoint
 from distill.recipe.load import from_dict, to_yaml
@@ -35,6 +36,8 @@ def signalled(tmp_path, where, name, signum, at=1, times=1):
     module or class `where` for the `at`-th time."""
 
     def work():
+        # What was started in the background of a shell ignores Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         original, count = getattr(where, name), [0]
 
         def counted(*arguments, **named):
@@ -95,7 +98,7 @@ def test_after_the_last_look(one, tmp_path, capfd):
     [
         (distill.runner, "prepare"),
         (stages, "calibrate"),
-        (stages, "best_scale"),
+        (scales, "best_scale"),
         (distill.runner, "export_student"),
         (distill.runner, "validate_run"),
         (distill.runner.Runner, "_report"),
@@ -152,7 +155,7 @@ def test_the_command_itself(one, tmp_path, signum, status):
 
 @pytest.mark.slow
 def test_two_ranks_save_one_checkpoint(one, tmp_path):
-    one["stages"]["proxy"]["train"]["steps"] = 100
+    one["stages"]["proxy"]["train"]["steps"] = 500
     (tmp_path / "tiny.yaml").write_text(to_yaml(from_dict(one)))
     torchrun = [BIN / "torchrun", "--nproc_per_node", "2", "--master_port", "29531"]
     command = [BIN / "distill", "run", tmp_path / "tiny.yaml", "--run-dir", tmp_path / "run"]
@@ -170,8 +173,8 @@ def test_two_ranks_save_one_checkpoint(one, tmp_path):
     assert process.returncode != 0
     found = newest_checkpoint(tmp_path / "run/proxy/checkpoint")
     assert found is not None, err
-    assert 2 <= found.step < 100
-    line = f"distill: interrupted: proxy is saved at step {found.step} of 100{GOES_ON}"
+    assert 2 <= found.step < 500
+    line = f"distill: interrupted: proxy is saved at step {found.step} of 500{GOES_ON}"
     assert err.count(line) == 1, err
     assert leftovers(tmp_path / "run") == []
     for folder in ("run", "whole"):

@@ -11,7 +11,7 @@ from distill.data.loader import batches
 from distill.data.photometrics import photometrics
 from distill.data.sources import open_source
 from distill.engine.learner import planned_students
-from distill.engine.stage import has_bfloat16
+from distill.engine.precision import has_bfloat16
 from distill.losses import token_loss
 from distill.optim import build_optimiser, learning_rate
 from distill.recipe.load import from_dict
