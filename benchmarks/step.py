@@ -178,6 +178,7 @@ def main():
             teachers,
             open_sources(recipe.data),
             home / "run",
+            home / "run" / "checkpoint",
             accelerator,
             Progress(shown=False),
             StopRequest(accelerator),
