@@ -12,10 +12,11 @@ from distill.engine.cached import cache_of
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import StudentPlan, planned_students
 from distill.folder import RunFolder
+from distill.launch import environment, make_accelerator
 from distill.progress import Progress
 from distill.recipe.load import load_recipe, prepare
 from distill.recipe.schema import CacheConfig, Recipe
-from distill.runner import Runner, environment, make_accelerator
+from distill.runner import Runner
 from students import UserError
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from distill.engine.interruption import StopRequest
 from distill.engine.learner import planned_students
 from distill.folder import RunFolder
+from distill.launch import environment, make_accelerator
 from distill.measure.memory import memory_limit, peak_memory
 from distill.measure.trial import Trial
 from distill.progress import Progress
 from distill.recipe.schema import CacheConfig, Recipe
-from distill.runner import Runner, environment, make_accelerator
+from distill.runner import Runner
 
 FEW = 4
 """So many students are trained together without a trial."""

@@ -17,6 +17,7 @@ from distill.engine.learner import planned_students
 from distill.engine.memory import stage_memory
 from distill.engine.scales import calibrate_scales
 from distill.folder import RunFolder
+from distill.launch import environment, make_accelerator
 from distill.measure.memory import MOST, MemoryLine, largest_by_trying, peak_memory
 from distill.measure.probes import measure_probes
 from distill.measure.steps import StepTimes, loop_seconds, measure_steps
@@ -24,7 +25,7 @@ from distill.measure.trial import Trial
 from distill.progress import Progress
 from distill.recipe.build import join
 from distill.recipe.schema import Recipe
-from distill.runner import Runner, environment, make_accelerator
+from distill.runner import Runner
 from students import UserError
 
 

@@ -7,9 +7,10 @@ import torch
 
 from distill.engine.interruption import StopRequest
 from distill.folder import RunFolder
+from distill.launch import make_accelerator
 from distill.progress import Progress
 from distill.recipe.load import from_dict
-from distill.runner import Runner, make_accelerator, run
+from distill.runner import Runner, run
 from distill.validation import probed_models
 from students import build_student
 

@@ -18,10 +18,11 @@ from distill.engine.parts import Part
 from distill.engine.placement import load_placed, notes_of_sharding
 from distill.engine.sharding import blocks
 from distill.engine.targets import TargetTeacher, rows_seen
+from distill.launch import make_accelerator
 from distill.recipe.load import from_dict
 from distill.recipe.resolve import problems
 from distill.recipe.schema import TeacherConfig
-from distill.runner import make_accelerator, run
+from distill.runner import run
 from students import UserError
 from teachers import TeacherSpec, load_teacher
 
