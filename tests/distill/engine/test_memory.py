@@ -12,6 +12,7 @@ from child_runs import ended, in_child, results
 from safetensors.torch import load_file
 
 import distill.runner
+from distill.engine import scales
 from distill.engine import stage as stages
 from distill.recipe.load import from_dict, prepare, to_yaml
 from distill.runner import run
@@ -43,7 +44,7 @@ def raising(error):
         (stages, "build_learner"),
         (stages, "calibrate"),
         (stages.Stage, "step"),
-        (stages, "best_scale"),
+        (scales, "best_scale"),
     ],
 )
 def test_names_the_stage_and_settings_that_exist(tiny, tmp_path, monkeypatch, where, name, error):
