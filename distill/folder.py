@@ -95,9 +95,10 @@ class RunFolder:
             return False
         return content.get("asked") == _asked(recipe)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of validation.json."""
-        return json.loads((self.path / "validation.json").read_text())["rows"]
+    def validation(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The rows of validation.json, and who is whose untrained self."""
+        held = json.loads((self.path / "validation.json").read_text())
+        return held["rows"], held["untrained_of"]
 
     def write_validation(
         self, recipe: Recipe, rows: list[dict[str, Any]], untrained_of: dict[str, str]

@@ -45,10 +45,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result:
-    """What a run left behind: its folder, and the rows of validation.json."""
+    """What a run left behind: its folder, and of validation.json the rows, and for each student
+    the name of its untrained self."""
 
     folder: Path
     rows: list[dict[str, Any]]
+    untrained_of: dict[str, str]
 
     def student(self, name: str) -> Path:
         """The folder of a student, "stage/student".
@@ -68,6 +70,7 @@ def run(
     overrides: Sequence[str] = (),
     run_dir: str | Path | None = None,
     quiet: bool = False,
+    table: bool = True,
 ) -> Result:
     """Run a recipe, or go on with it where it stopped.
 
@@ -76,6 +79,7 @@ def run(
         overrides: "key=value" strings, as on the command line.
         run_dir: the run's folder (default: runs/NAME).
         quiet: no bars, no table.
+        table: whether what the probes found is printed in the end.
 
     Raises:
         RecipeError: with all that is wrong with the recipe, before anything is loaded or written.
@@ -101,7 +105,7 @@ def run(
         try:
             for stage in recipe.stages:
                 runner.train(stage)
-            rows = runner.validate()
+            found = runner.validate()
         finally:
             if runner.cache is not None:
                 runner.cache.close()
@@ -110,7 +114,11 @@ def run(
         raise UserError("\n".join(runner.stopped.values()))
     if not runner.worked:
         progress.say(f"{folder.path} is finished: nothing to do")
-    return Result(folder.path, rows)
+    elif table and progress.shown and found[0]:
+        from distill.comparison import comparison_table, render_terminal
+
+        progress.console.print(render_terminal(comparison_table(*found), progress.console.width))
+    return Result(folder.path, *found)
 
 
 class Runner:
@@ -320,12 +328,13 @@ class Runner:
         for line in warnings(about):
             self.progress.say(f"licence of {stage}/{plan.name}: {line}")
 
-    def validate(self) -> list[dict[str, Any]]:
-        """Probe all models, unless it has been done; write the report."""
+    def validate(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Probe all models, unless it has been done; write the report. What validation.json holds,
+        as of RunFolder.validation."""
         first, asked = self.accelerator.is_main_process, self.recipe.validate is not None
         # All ranks have to call a sharded teacher; the others write nothing.
         if not first and not any(config.shard for config in self.recipe.teachers.values()):
-            return []
+            return [], {}
         if asked and (self.worked or not self.folder.validated(self.recipe)):
             self._begin()
             began = time.perf_counter()
@@ -335,10 +344,10 @@ class Runner:
             if first:
                 self.folder.write_seconds(self.seconds)
         if not first:
-            return []
+            return [], {}
         if not (self.folder.path / "report.html").exists():
             self._report()
-        return self.folder.rows() if asked else []
+        return self.folder.validation() if asked else ([], {})
 
     def _report(self) -> None:
         from distill.report.page import write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill.engine.learner import (
     StudentPlan,
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from distill.runner import Runner
 
 
-def validate_run(runner: Runner) -> list[dict[str, Any]]:
-    """Probe everything the recipe asks for; write validation.json, print the table. Ranks other
-    than the first, which are here for sharded teachers alone, write nothing."""
-    from distill.comparison import comparison_table, render_terminal
+def validate_run(runner: Runner) -> None:
+    """Probe everything the recipe asks for; write validation.json. Ranks other than the first,
+    which are here for sharded teachers alone, write nothing."""
     from distill.probes.world import World
     from distill.report.pictures import draw_pictures
 
@@ -66,14 +65,9 @@ def validate_run(runner: Runner) -> list[dict[str, Any]]:
             runner.folder.path / "pictures" if first else Path(thrown_away),
             runner.accelerator.device,
         )
-    if not first:
-        return rows
-    # Last, for it says that all of this is done.
-    runner.folder.write_validation(recipe, rows, untrained_of)
-    if runner.progress.shown:
-        console = runner.progress.console
-        console.print(render_terminal(comparison_table(rows, untrained_of), console.width))
-    return rows
+    if first:
+        # Last, for it says that all of this is done.
+        runner.folder.write_validation(recipe, rows, untrained_of)
 
 
 def probed_models(

@@ -68,12 +68,13 @@ def compare_teachers(
     folder = (
         Path(run_dir) if run_dir is not None else Path("runs") / f"{comparison.recipe.name}-compare"
     )
-    result = run(in_groups(comparison.recipe, folder, progress), run_dir=folder, quiet=quiet)
+    grouped = in_groups(comparison.recipe, folder, progress)
+    # The answer says all that the table does, each student in one row.
+    result = run(grouped, run_dir=folder, quiet=quiet, table=False)
     if not result.rows:
         return None
     costs = _measured(folder, comparison) or teacher_costs(comparison.recipe)
-    untrained_of = json.loads((folder / "validation.json").read_text())["untrained_of"]
-    answer = compare(comparison, result.rows, untrained_of, costs)
+    answer = compare(comparison, result.rows, result.untrained_of, costs)
     write_answer(folder / ANSWER, answer)
     write_report(folder)
     if progress.shown:

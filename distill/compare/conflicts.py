@@ -20,7 +20,7 @@ class Conflict:
     """On `task`, the subset `larger` closes less of the gap than `smaller`, whose teachers it has.
 
     `before` and `after` are the mean gaps closed, `spread` their combined standard deviation over
-    seeds. `sentence` gives the scores, as means over the task's metrics.
+    seeds. `sentence` gives the scores too, as means over the task's metrics.
     """
 
     task: str
@@ -72,27 +72,28 @@ def _drops(scores: StudentScores, small: Subset, large: Subset, task: str) -> bo
 
 def _conflict(scores: StudentScores, small: Subset, large: Subset, task: str) -> Conflict:
     added = tuple(name for name in large.teachers if name not in small.teachers)
-    gaps = [_figures(scores.gap, subset, task) for subset in (small, large)]
-    (gap_before, _), (gap_after, _) = gaps
-    shown, decimals, closed = gaps, 2, ""
-    what, verb, lower = f"the gap closed in {task}", "lowers", scores.better[task] == "lower"
-    if (small.name, task) in scores.score and (large.name, task) in scores.score:
-        of_scores = [_figures(scores.score, subset, task) for subset in (small, large)]
-        # The mean over several metrics may rise where that of their gaps falls.
-        if (of_scores[0][0] > of_scores[1][0]) != lower:
-            shown, what, decimals = of_scores, task, 3 if lower else 1
-            verb = "worsens" if lower else "lowers"
-            closed = "; lower is better" if lower else ""
-            from_gap, to_gap = (figure(gap, None, 2) for gap in (gap_before, gap_after))
-            closed += f"; gap closed {from_gap} to {to_gap}"
-    (before, first), (after, second) = shown
+    (before, first), (after, second) = (_figures(scores.gap, s, task) for s in (small, large))
+    spread, seeds = hypot(first, second), len(scores.gap[large.name, task])
+    change = _change(scores, small, large, task)
     sentence = (
-        f"Adding {_listed(added)} to {small.words} {verb} {words(what)} from "
-        f"{figure(before, None, decimals)} to {figure(after, None, decimals)} (spread over "
-        f"{len(scores.gap[large.name, task])} seeds {hypot(first, second):.{decimals}f}{closed})."
+        f"Adding {_listed(added)} to {small.words} {change}: it closes "
+        f"{figure(after, None, 2)} of the gap instead of {figure(before, None, 2)} "
+        f"(spread over {seeds} seeds {spread:.2f})."
     )
-    spread = hypot(gaps[0][1], gaps[1][1])
-    return Conflict(task, small.name, large.name, added, gap_before, gap_after, spread, sentence)
+    return Conflict(task, small.name, large.name, added, before, after, spread, sentence)
+
+
+def _change(scores: StudentScores, small: Subset, large: Subset, task: str) -> str:
+    """What becomes of the scores."""
+    lower = scores.better[task] == "lower"
+    if (small.name, task) in scores.score and (large.name, task) in scores.score:
+        (before, _), (after, _) = (_figures(scores.score, s, task) for s in (small, large))
+        # The mean over several metrics may rise where that of their gaps falls.
+        if (before > after) != lower:
+            shown = (figure(value, None, 3 if lower else 1) for value in (before, after))
+            verb = "worsens" if lower else "lowers"
+            return f"{verb} {words(task)} from {' to '.join(shown)}"
+    return f"harms {words(task)}"
 
 
 def _figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -42,8 +43,9 @@ class LocalShard:
         return _hashed(f"{path}|{status.st_size}|{status.st_mtime_ns}")
 
     def fetch(self, file: BinaryIO) -> None:
-        """Never asked for: it is read in place."""
-        raise NotImplementedError
+        """A copy, though it can be read in place."""
+        with self.path().open("rb") as shard:
+            shutil.copyfileobj(shard, file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ from distill.trackers import send
 
 if TYPE_CHECKING:
     from distill.engine.stage import Stage
+
+
+MANY = 4
+"""So many students have a line each beside a bar."""
 
 
 class StageLog:
@@ -66,7 +71,7 @@ class StageLog:
         rate = (step - self.timed_from) * train.batch_size / seconds
         wait = self.waited / seconds
         self.name_nonfinite(step)
-        lines, notes = [], [f"{rate:.0f} images/s, {wait:.0%} waiting for data"]
+        lines = []
         for trainee in self._running():
             finite = torch.stack(trainee.finite).tolist()
             line: dict[str, Any] = {
@@ -85,11 +90,10 @@ class StageLog:
                 line["loss"] += self.stage.teachers[name].weight * loss
             trainee.losses, trainee.sums, trainee.finite = {}, {}, []
             lines.append(line)
-            notes.append(_note(line))
         self._append(self.path, [json.dumps(line) + "\n" for line in lines])
         send(self.stage.accelerator, self.stage.name, step, lines, self.stage.progress.say)
         self.began, self.timed_from, self.waited = time.perf_counter(), step, 0.0
-        return "\n".join(notes)
+        return "\n".join([f"{rate:.0f} images/s, {wait:.0%} waiting for data", *notes(lines)])
 
     def name_nonfinite(self, step: int) -> None:
         """Write which samples were in the steps up to `step` that were left out and are not named
@@ -136,6 +140,21 @@ class StageLog:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:
                     file.write("".join(lines))
+
+
+def notes(lines: list[dict[str, Any]]) -> list[str]:
+    """What stands of the students' losses beside a bar: a line each, or of many of them the mean by
+    teacher."""
+    if len(lines) <= MANY:
+        return [_note(line) for line in lines]
+    by_teacher: dict[str, list[float]] = {}
+    for line in lines:
+        for name, kinds in line["teachers"].items():
+            by_teacher.setdefault(name, []).append(sum(entry["loss"] for entry in kinds.values()))
+    means = ", ".join(f"{name} {fmean(losses):.2f}" for name, losses in by_teacher.items())
+    bad = sum(line["loss"] is None for line in lines)
+    students = f"{len(lines)} students" + (f", {bad} not finite" if bad else "")
+    return [f"{students}; mean loss {means}" if means else students]
 
 
 def _note(line: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from distill.compare.expansion import expand
 from distill.data.sources import count_samples
 from distill.lineage import warnings
 from distill.recipe.build import RecipeError
@@ -85,7 +86,7 @@ def plan(recipe: Recipe) -> Plan:
     """What `recipe` comes to, from names and configuration files alone.
 
     Raises:
-        RecipeError: everything that hinders a run of it.
+        RecipeError: everything that hinders a run of it, or else a comparison that it asks for.
     """
     known = survey(recipe)
     if known.problems:
@@ -237,4 +238,12 @@ def _notes(recipe: Recipe, known: Survey) -> list[str]:
                 f"stages.{name}: views of {canvas} pixels (data.views.canvas) are enlarged "
                 f"to {largest}"
             )
+    if recipe.compare is not None:
+        comparison = expand(recipe, recipe.compare)
+        originals = dict.fromkeys(replica.student for replica in comparison.replicas.values())
+        subsets, seeds = len(comparison.subsets), len(recipe.compare.seeds)
+        notes.append(
+            f"distill compare trains {', '.join(originals)} {subsets * seeds} times: {subsets} "
+            f"subsets of {', '.join(comparison.teachers)}, {seeds} seeds"
+        )
     return notes

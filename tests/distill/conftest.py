@@ -1,11 +1,13 @@
 """A tiny world for tests of the engine: two random teachers in real files, scenes, a recipe."""
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from distill.recipe.load import from_dict
+from teachers import Teacher
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,6 +117,27 @@ def tiny(teacher_folders):
         },
         "validate": None,
     }
+
+
+class TeacherCall(NamedTuple):
+    """One forward pass of a teacher."""
+
+    family: str
+    images: int
+
+
+@pytest.fixture
+def teacher_calls(monkeypatch):
+    """Every forward pass of a teacher from here on, in order; a list that may be cleared."""
+    calls = []
+    forward = Teacher.forward
+
+    def counted(self, pixels, size=None):
+        calls.append(TeacherCall(self.info.spec.family, len(pixels)))
+        return forward(self, pixels, size)
+
+    monkeypatch.setattr(Teacher, "forward", counted)
+    return calls
 
 
 @pytest.fixture

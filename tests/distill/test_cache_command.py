@@ -5,7 +5,6 @@ import pytest
 from distill.cli import main
 from distill.recipe.load import from_dict, to_yaml
 from distill.runner import run
-from teachers import Teacher
 
 
 @pytest.fixture
@@ -19,20 +18,13 @@ def recipe(tiny, tmp_path):
     return path
 
 
-def test_a_filled_cache_is_all_that_a_run_needs(recipe, tmp_path, capsys, monkeypatch):
+def test_a_filled_cache_is_all_that_a_run_needs(recipe, tmp_path, capsys, teacher_calls):
     assert main(["cache", str(recipe)]) == 0
     assert "at most" in capsys.readouterr().out
-    asked = []
-    forward = Teacher.forward
-
-    def counted(self, pixels, size=None):
-        asked.append(self.info.spec.family)
-        return forward(self, pixels, size)
-
-    monkeypatch.setattr(Teacher, "forward", counted)
+    teacher_calls.clear()
     run(recipe, run_dir=tmp_path / "run", quiet=True)
     # The student of the first stage teaches the second: nobody knew it before.
-    assert set(asked) == {"student"}
+    assert {call.family for call in teacher_calls} == {"student"}
 
 
 def test_info_names_teachers_sizes_and_bytes(recipe, capsys):

@@ -1,6 +1,7 @@
 """A whole comparison on the tiny world: trained, probed, answered, gone on with."""
 
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
@@ -9,9 +10,9 @@ from distill.cli import main
 from distill.compare.command import compare_teachers
 from distill.compare.groups import fitting
 from distill.recipe.load import from_dict, to_yaml
+from distill.recipe.plan import plan
 from distill.runner import run
 from students import UserError
-from teachers import Teacher
 
 
 @pytest.fixture
@@ -47,20 +48,12 @@ def test_one_command_answers(recipe, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "compare.json").read_text()) == answer
 
 
-def test_a_teacher_runs_once_a_batch_and_a_later_subset_alone(recipe, tmp_path, monkeypatch):
-    seen = []
-    forward = Teacher.forward
-
-    def counted(self, pixels, size=None):
-        seen.append(self.info.spec.family)
-        return forward(self, pixels, size)
-
-    monkeypatch.setattr(Teacher, "forward", counted)
+def test_a_teacher_runs_once_a_batch_and_a_later_subset_alone(recipe, tmp_path, teacher_calls):
     recipe["validate"]["tasks"] = ["affinity"]
     recipe["compare"]["subsets"] = [["dinov2"], ["sam"]]
     compare_teachers(from_dict(recipe), run_dir=tmp_path / "run", quiet=True)
     # Six steps, three batches for the normalisers and three for the scales; probes come on top.
-    first = seen[:24]
+    first = [call.family for call in teacher_calls[:24]]
     assert first.count("dinov2") == first.count("sam") == 12
     before = weights(tmp_path / "run", "vit.sam.seed0")
     stamp = (tmp_path / "run/direct/vit.sam.seed0/model.safetensors").stat().st_mtime_ns
@@ -72,7 +65,7 @@ def test_a_teacher_runs_once_a_batch_and_a_later_subset_alone(recipe, tmp_path, 
     assert all((before[name] == tensor).all() for name, tensor in load_file(after).items())
 
 
-def test_groups_change_nothing(recipe, tmp_path, monkeypatch):
+def test_groups_change_nothing(recipe, tmp_path, teacher_calls):
     """Two students at a time, with the teachers from the cache, give the same students."""
     recipe["validate"] = None
     student = recipe["stages"]["direct"]["students"].pop("vit")
@@ -81,17 +74,10 @@ def test_groups_change_nothing(recipe, tmp_path, monkeypatch):
     together = run(from_dict(recipe), run_dir=tmp_path / "together", quiet=True)
     recipe["stages"]["direct"]["train"]["students_at_once"] = 2
     recipe["cache"] = {"folder": str(tmp_path / "cache")}
-    seen = []
-    forward = Teacher.forward
-
-    def counted(self, pixels, size=None):
-        seen.append(len(pixels))
-        return forward(self, pixels, size)
-
-    monkeypatch.setattr(Teacher, "forward", counted)
+    teacher_calls.clear()
     apart = run(from_dict(recipe), run_dir=tmp_path / "apart", quiet=True)
     # The first group asks for 9 batches of two teachers, the others for none of them.
-    assert len(seen) <= 2 * (6 + 3)
+    assert len(teacher_calls) <= 2 * (6 + 3)
     for name in ("a", "b", "c"):
         for seed in (0, 1):
             first, second = (weights(r.folder, f"{name}.seed{seed}") for r in (together, apart))
@@ -114,6 +100,13 @@ def test_what_fits_is_worked_out_from_one_and_two():
 )
 def test_bad_sections_are_named_before_anything_is_written(recipe, tmp_path, section, words):
     recipe["compare"] = section
-    with pytest.raises(UserError, match=words.replace("[", r"\[").replace("]", r"\]")):
-        compare_teachers(from_dict(recipe), run_dir=tmp_path / "run", quiet=True)
+    for asked in (plan, lambda config: compare_teachers(config, run_dir=tmp_path / "run")):
+        with pytest.raises(UserError, match=re.escape(words)):
+            asked(from_dict(recipe))
     assert not (tmp_path / "run").exists()
+
+
+def test_check_says_how_many_students_are_trained(recipe):
+    assert plan(from_dict(recipe)).notes[-1] == (
+        "distill compare trains direct/vit 6 times: 3 subsets of dinov2, sam, 2 seeds"
+    )

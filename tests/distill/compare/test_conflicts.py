@@ -35,10 +35,10 @@ def test_a_planted_drop_is_found_and_said():
     assert (two.before, two.after) == (pytest.approx(0.7), pytest.approx(0.55))
     assert two.added == ("sam",)
     assert two.spread == pytest.approx(0.01 * 2**0.5)
-    # 20 + 60 * 0.7 and 20 + 60 * 0.55; 60 * 0.01 * sqrt(2) is the spread of the scores.
+    # 20 + 60 * 0.7 and 20 + 60 * 0.55.
     assert two.sentence == (
-        "Adding sam to dinov2 + siglip lowers knn from 62.0 to 53.0 (spread over 3 seeds 0.8; "
-        "gap closed 0.70 to 0.55)."
+        "Adding sam to dinov2 + siglip lowers knn from 62.0 to 53.0: it closes 0.55 of the gap "
+        "instead of 0.70 (spread over 3 seeds 0.01)."
     )
 
 
@@ -49,8 +49,8 @@ def test_where_lower_is_better_the_sentence_says_so():
 
     conflict = next(c for c in found(gap) if c.smaller == "sam")
     assert conflict.sentence == (
-        "Adding siglip to sam worsens depth from 0.700 to 1.060 (spread over 3 seeds 0.008; lower "
-        "is better; gap closed 0.50 to \N{MINUS SIGN}0.10)."
+        "Adding siglip to sam worsens depth from 0.700 to 1.060: it closes \N{MINUS SIGN}0.10 of "
+        "the gap instead of 0.50 (spread over 3 seeds 0.01)."
     )
 
 
@@ -146,4 +146,4 @@ def test_a_mean_of_metrics_that_rises_is_not_said_to_fall():
     told = conflicts(scores)
     assert len(told) == 3
     for conflict in told:
-        assert "lowers the gap closed in image retrieval from 0.6" in conflict.sentence
+        assert "harms image retrieval: it closes 0.4" in conflict.sentence

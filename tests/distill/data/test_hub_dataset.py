@@ -1,11 +1,11 @@
 import sys
 
+import loaded
 import pytest
 import torch
 from PIL import Image
 from tar_shards import number_of, png
 
-from distill.data.loader import batches
 from distill.data.shards import sample_index
 from distill.data.source import BadSample
 from distill.data.sources import check_source, count_samples, open_source
@@ -59,17 +59,8 @@ def saved(tmp_path):
 
 
 def load(source, **changes):
-    settings = {
-        "policy": "eupe",
-        "scale": (0.25, 1.0),
-        "view_seed": 1,
-        "canvas": 8,
-        "batch_size": 10,
-        "first_step": 0,
-        "steps": 7,
-        "workers": 0,
-    }
-    return list(batches({"hub": (source, 1.0)}, **{**settings, **changes}))
+    settings = {"batch_size": 10, "steps": 7} | changes
+    return loaded.load({"hub": (source, 1.0)}, **settings)
 
 
 def numbers(loaded):

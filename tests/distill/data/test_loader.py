@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loaded import SETTINGS, assert_same, load
 from PIL import Image
 
 from distill.data.loader import Batch, batches
@@ -17,16 +18,6 @@ from distill.data.source import BadSample
 from distill.data.sources import open_source
 from distill.data.views import cut, draw_view
 from students.errors import UserError
-
-SETTINGS = {
-    "policy": "eupe",
-    "scale": (0.25, 1.0),
-    "view_seed": 7,
-    "canvas": 24,
-    "batch_size": 12,
-    "first_step": 0,
-    "steps": 5,
-}
 
 
 class Plain:
@@ -46,20 +37,6 @@ class Plain:
 
     def name(self, index):
         return f"i{index}"
-
-
-def load(sources, **changes):
-    return list(batches(sources, **{**SETTINGS, "workers": 0, **changes}))
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.pixels, b.pixels)
-        assert torch.equal(a.draws, b.draws)
-        assert torch.equal(a.positions, b.positions)
-        assert torch.equal(a.samples, b.samples)
-        assert (a.names, a.bad) == (b.names, b.bad)
 
 
 @pytest.fixture(scope="module")

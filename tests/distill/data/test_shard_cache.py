@@ -7,13 +7,13 @@ import threading
 import time
 from contextlib import contextmanager
 
+import loaded
 import pytest
 import torch
 from tar_shards import number_of, write_shards
 
 from distill.data import shard_cache
 from distill.data.fetch import without_secrets
-from distill.data.loader import batches
 from distill.data.shard_cache import ShardCache
 from distill.data.shards import ShardedSource, sample_index, shard_and_place
 from distill.data.sources import check_source, open_source
@@ -74,17 +74,8 @@ def serving(folder):
 
 
 def load(source, **changes):
-    settings = {
-        "policy": "eupe",
-        "scale": (0.25, 1.0),
-        "view_seed": 1,
-        "canvas": 8,
-        "batch_size": 9,
-        "first_step": 0,
-        "steps": 8,
-        "workers": 0,
-    }
-    return list(batches({"tars": (source, 1.0)}, **{**settings, **changes}))
+    settings = {"batch_size": 9, "steps": 8} | changes
+    return loaded.load({"tars": (source, 1.0)}, **settings)
 
 
 def pixels(batches_):

@@ -5,11 +5,12 @@ from itertools import chain, product
 import numpy as np
 import pytest
 import torch
+from loaded import assert_same, load
 from PIL import Image
 from tar_shards import number_of, png, write_shards, write_tar
 
 from distill.data.braces import expand_braces
-from distill.data.loader import Batch, batches
+from distill.data.loader import Batch
 from distill.data.shards import sample_index
 from distill.data.source import BadSample
 from distill.data.sources import check_source, open_source
@@ -24,30 +25,6 @@ COUNTS = [5, 1, 9, 3, 7, 2, 4, 4, 6, 1, 8, 3, 2, 5, 5, 3, 6, 4, 2]
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def load(sources, **changes):
-    settings = {
-        "policy": "centre",
-        "scale": (0.25, 1.0),
-        "view_seed": 7,
-        "canvas": 8,
-        "batch_size": 12,
-        "first_step": 0,
-        "steps": 5,
-        "workers": 0,
-    }
-    return list(batches(sources, **{**settings, **changes}))
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.pixels, b.pixels)
-        assert torch.equal(a.draws, b.draws)
-        assert torch.equal(a.positions, b.positions)
-        assert torch.equal(a.samples, b.samples)
-        assert (a.names, a.bad) == (b.names, b.bad)
 
 
 def joined(parts):

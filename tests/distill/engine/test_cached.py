@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.engine.stage import Stage
 from distill.recipe.load import from_dict
 from distill.runner import run
-from teachers import Teacher
 
 
 def weights(result):
@@ -29,35 +29,27 @@ def views(tiny):
     for stage in tiny["stages"].values():
         stage["train"] |= {"steps": 12, "batch_size": 8}
     del tiny["stages"]["multires"]
+    tiny["stages"]["proxy"]["image_sizes"] = [32, 48]
     return tiny
 
 
-def count_images(monkeypatch):
-    seen = []
-    forward = Teacher.forward
-
-    def counted(self, pixels, size=None):
-        seen.append(len(pixels))
-        return forward(self, pixels, size)
-
-    monkeypatch.setattr(Teacher, "forward", counted)
-    return seen
+def images(calls):
+    return sum(call.images for call in calls)
 
 
-def test_a_cached_run_is_the_live_one(views, tmp_path, monkeypatch):
+def test_a_cached_run_is_the_live_one(views, tmp_path, teacher_calls):
     """Byte for byte: while the cache fills, from it alone, and with other workers."""
-    seen = count_images(monkeypatch)
     live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)
-    without = sum(seen)
+    without = images(teacher_calls)
     views["cache"] = {"folder": str(tmp_path / "cache")}
     for name, workers in (("filling", 0), ("filled", 2)):
-        seen.clear()
+        teacher_calls.clear()
         views["data"]["workers"] = workers
         cached = run(from_dict(views), run_dir=tmp_path / name, quiet=True)
         expected, found = weights(live), weights(cached)
         assert all(torch.equal(found[where], expected[where]) for where in expected)
         # Batches are computed whole while any of their views is new.
-        assert sum(seen) < (without if name == "filling" else 1)
+        assert images(teacher_calls) < (without if name == "filling" else 1)
 
 
 @pytest.mark.parametrize(("format", "error"), [("float16", 2e-3), ("int8", 2e-2)])
@@ -92,3 +84,35 @@ def test_resuming_may_change_the_cache(views, tmp_path):
     views["cache"] = {"folder": str(tmp_path / "cache")}
     again = run(from_dict(views), run_dir=tmp_path / "run", quiet=True)
     assert again.student("proxy/proxy").is_dir()
+
+
+def test_a_damaged_shard_is_computed_again_and_said(views, tmp_path, capsys, teacher_calls):
+    """Half way through a run, whose weights are those of one that nothing happened to."""
+    live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)
+    views["cache"] = {"folder": str(tmp_path / "cache")}
+    with pytest.MonkeyPatch.context() as patch:
+        step = Stage.step
+
+        def stops(self, trainees, number, *rest):
+            if number == 7:
+                raise KeyboardInterrupt
+            step(self, trainees, number, *rest)
+
+        patch.setattr(Stage, "step", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(from_dict(views), run_dir=tmp_path / "run", quiet=True)
+    for rows in (tmp_path / "cache").rglob("*.rows"):
+        with rows.open("r+b") as file:
+            file.seek(100)
+            file.write(b"damage")
+    capsys.readouterr()
+    teacher_calls.clear()
+    again = run(from_dict(views), run_dir=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "damage" in said
+    assert teacher_calls
+    expected, found = weights(live), weights(again)
+    assert all(torch.equal(found[where], expected[where]) for where in expected)
+    teacher_calls.clear()
+    run(from_dict(views), run_dir=tmp_path / "third", quiet=True)
+    assert not teacher_calls  # what was damaged has been replaced
