@@ -171,7 +171,7 @@ def test_what_comes_after_training(small, tmp_path, monkeypatch, where, name):
     assert line == f"{tmp_path / 'run'} cannot be written: Disk quota exceeded. {AGAIN}"
     assert refused(small, tmp_path / "run") is None
     assert (tmp_path / "run/report.html").exists()
-    assert RunFolder(tmp_path / "run").rows() == []
+    assert RunFolder(tmp_path / "run").validation()[0] == []
     assert drawn
 
 
