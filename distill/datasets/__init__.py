@@ -1,0 +1,1 @@
+"""Evaluation data sets in the layouts in which people have them."""

@@ -93,7 +93,7 @@ class Correspondence:
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions with the number of their picture: `owner` (C,) int64; each picture has one or more."""
+    """Captions with the number of their picture: `owner` (C,) int64; a picture has at least one."""
 
     pictures: IndexedSource
     captions: tuple[str, ...]
@@ -125,7 +125,8 @@ Part = Classification | Segmentation | Depth | Correspondence | Captions | Landm
 @dataclass(frozen=True)
 class EvaluationSet:
     """A data set as it was named and opened. `parts` by "classification", "segmentation", "depth",
-    "correspondence", "captions", "landmarks" or "instances": what it can be used for.
+    "correspondence", "captions", "landmarks" or "instances": what it can be used for. `pictures`
+    are those of its test split, whatever the part.
 
     `identity` tells this content from any other (of names, sizes and times of change of its
     files); features that are kept on disk are filed under it.
@@ -134,4 +135,5 @@ class EvaluationSet:
     name: str
     layout: str
     identity: str
+    pictures: IndexedSource
     parts: Mapping[str, Part]

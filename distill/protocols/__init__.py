@@ -1,0 +1,1 @@
+"""The field's benchmarks by their published protocols, on any frozen model."""

@@ -50,6 +50,17 @@ class Stored:
     dense: Rows | None
 
 
+class FeaturesOf(Protocol):
+    """Where a task gets features from."""
+
+    def __call__(self, pictures: IndexedSource, view: View, of: str | None = None) -> Stored:
+        """All pictures in a view, by the model under test, or by the teacher `of`.
+
+        Raises:
+            UserError: pictures cannot be read: how many, and the first of them.
+        """
+
+
 @dataclass(frozen=True)
 class Setting:
     """One model on one data set at one size, for one task.
@@ -59,9 +70,8 @@ class Setting:
         data: the task's part is in `data.parts`.
         size: side in pixels that the model is shown.
         teachers: those with a text tower or a mask decoder, by name.
-        features: features of pictures in a view, from disk if they are there: `features(pictures,
-            view)`. Only for views that are the same each time; pictures are computed once for all
-            tasks that ask for the same.
+        features: of the model, or of the teacher that `of` names: all pictures in a view, from
+            disk if they are there. Computed once for all tasks that ask for the same.
         progress: told (done, of all) while something lasts.
         seed: of every draw.
         rank, ranks: of the processes that work on this together. All of them call the task, with
@@ -73,7 +83,7 @@ class Setting:
     data: EvaluationSet
     size: int
     teachers: Mapping[str, SpaceOwner]
-    features: Callable[[IndexedSource, View], Stored]
+    features: FeaturesOf
     progress: Callable[[int, int], None] = lambda done, total: None
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -85,16 +95,17 @@ class Setting:
 class FieldTask:
     """A task by its published protocol.
 
-    `part`: what it needs of a data set (a key of EvaluationSet.parts). `metrics`: each with its
-    better direction, "higher" or "lower". `kind`: "summary" or "dense", the tokens that it reads;
-    dense tasks are repeated at several sizes for the curve of resolutions. `protocol`: one line.
-    `run` raises CannotProbe where the model lacks what is needed, NothingToScore where the data
-    does.
+    `part`: what it needs of a data set, a key of EvaluationSet.parts, or "" where any pictures do.
+    `metrics`: those that it always gives, percent unless the protocol says otherwise; of those in
+    `lower` a lower value is better. `kind`: "summary" or "dense", the tokens that it reads; dense
+    tasks are repeated at several sizes for the curve of resolutions. `protocol`: one line. `run`
+    raises CannotProbe where the model lacks what is needed, NothingToScore where the data does.
     """
 
     name: str
     part: str
     kind: str
-    metrics: Mapping[str, str]
+    metrics: tuple[str, ...]
     protocol: str
     run: Callable[[Setting], Outcome]
+    lower: frozenset[str] = frozenset()
