@@ -23,6 +23,8 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP = 200, 16, 1.0e-2, 1.0e-3, 20
 CLIP = 35.0
 EPS = 1e-3
 VARIANCE_FREE_STEPS = 100
+A1 = 1.25
+"""Up to which ratio a1 takes a depth for right."""
 
 _CHUNK = 64
 
@@ -80,17 +82,21 @@ def train_depth(
     return fit(head, dense, loss_of, schedule, device)
 
 
+def depth_maps(
+    logits: Tensor, size: tuple[int, int], near: float = NEAR, far: float = FAR
+) -> Tensor:
+    """Depth (B, H, W) at `size` = (H, W) of logits (B, bins, h, w), by FINER times the grid."""
+    fine = FINER * logits.shape[2], FINER * logits.shape[3]
+    return upsampled(depth_of(upsampled(logits, fine), near, far)[:, None], size)[:, 0]
+
+
 @torch.no_grad()
 def predict_depth(
     head: LinearHead, dense: Tensor, size: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Depth (N, H, W) in scene units at `size` = (H, W) for dense (N, h, w, D)."""
-    fine = FINER * dense.shape[1], FINER * dense.shape[2]
     return torch.cat(
-        [
-            upsampled(depth_of(upsampled(head(part.to(device)), fine))[:, None], size)[:, 0].cpu()
-            for part in dense.split(_CHUNK)
-        ]
+        [depth_maps(head(part.to(device)), size).cpu() for part in dense.split(_CHUNK)]
     )
 
 
@@ -98,6 +104,35 @@ def rmse(prediction: Tensor, truth: Tensor) -> float:
     """Root mean squared error of (N, H, W), taken for each image and averaged over images."""
     error = (prediction.double() - truth.double()).square().flatten(1)
     return float(error.mean(1).sqrt().mean())
+
+
+def known_depth(truth: Tensor, near: float, far: float) -> Tensor:
+    """Which pixels are learnt and scored: near < truth < far."""
+    return (truth > near) & (truth < far)
+
+
+def depth_errors(
+    prediction: Tensor,
+    truth: Tensor,
+    near: float,
+    far: float,
+    crop: tuple[int, int, int, int] | None = None,
+) -> tuple[float, float, float] | None:
+    """RMSE, abs-rel and a1 of one picture (H, W); None where no depth within the crop is known.
+
+    abs-rel is the mean of |prediction - truth| / truth, a1 the share of pixels whose ratio, the
+    larger over the smaller, is under 1.25. `crop` is (top, bottom, left, right), ends exclusive.
+    """
+    if crop is not None:
+        top, bottom, left, right = crop
+        prediction, truth = (m[top:bottom, left:right] for m in (prediction, truth))
+    valid = known_depth(truth, near, far)
+    if not bool(valid.any()):
+        return None
+    given, true = prediction[valid].double(), truth[valid].double()
+    ratio = torch.maximum(given / true, true / given)
+    relative = ((given - true).abs() / true).mean()
+    return rmse(given[None], true[None]), float(relative), float((ratio < A1).double().mean())
 
 
 def depth_rmse(

@@ -8,7 +8,7 @@ is in front, for segmentation only. Logits are read off four times finer than th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,35 @@ class LinearHead(nn.Module):
         return self.linear(tokens).permute(0, 3, 1, 2)
 
 
+def train(
+    head: LinearHead,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss_of: Callable[[Tensor, Tensor, int], Tensor],
+    schedule: Schedule,
+    device: torch.device | str = "cpu",
+) -> LinearHead:
+    """Train `head`, a step a batch, and return it in eval mode on `device`.
+
+    `batches` gives `schedule.steps` pairs of dense features (B, h, w, D) and what `loss_of(logits
+    (B, K, h, w), what, step)` compares them with.
+    """
+    head.to(device).train()
+    optimiser = torch.optim.AdamW(
+        head.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
+    with torch.enable_grad():
+        for step, (dense, what) in enumerate(batches):
+            loss = loss_of(head(dense.to(device)), what, step)
+            optimiser.zero_grad()
+            loss.backward()
+            if schedule.clip is not None:
+                nn.utils.clip_grad_norm_(head.parameters(), schedule.clip)
+            optimiser.step()
+            rate.step()
+    return head.eval()
+
+
 def fit(
     head: LinearHead,
     dense: Tensor,
@@ -73,25 +102,15 @@ def fit(
     `loss_of(logits (B, K, h, w), rows (B,), step)` is the loss of the images `rows` of a step.
     Batches run through shuffled epochs, shuffled by the head's own generator.
     """
-    head.to(device).train()
-    optimiser = torch.optim.AdamW(
-        head.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
     batch = min(schedule.batch, len(dense))
     epochs = math.ceil(schedule.steps * batch / len(dense))
     order = torch.cat([torch.randperm(len(dense), generator=head.generator) for _ in range(epochs)])
-    with torch.enable_grad():
-        for step in range(schedule.steps):
-            rows = order[step * batch : (step + 1) * batch]
-            loss = loss_of(head(dense[rows].to(device)), rows, step)
-            optimiser.zero_grad()
-            loss.backward()
-            if schedule.clip is not None:
-                nn.utils.clip_grad_norm_(head.parameters(), schedule.clip)
-            optimiser.step()
-            rate.step()
-    return head.eval()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in order[: schedule.steps * batch].split(batch):
+            yield dense[rows], rows
+
+    return train(head, batches(), loss_of, schedule, device)
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:

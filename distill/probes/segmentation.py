@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.datasets.parts import IGNORE
 from distill.probes.linear_head import LinearHead, Schedule, finer_labels, fit, upsampled
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP = 100, 32, 1.0e-2, 1.0e-3, 10
@@ -61,8 +62,12 @@ def predict_segmentation(
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """(classes, classes) int64 counts of pixels, rows the truth and columns the prediction."""
-    pairs = truth.flatten().long() * classes + predicted.flatten().long()
+    """(classes, classes) int64 counts of pixels, rows the truth and columns the prediction.
+
+    Pixels whose truth is IGNORE count nowhere.
+    """
+    seen = truth != IGNORE
+    pairs = truth[seen].long() * classes + predicted[seen].long()
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 

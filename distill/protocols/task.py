@@ -14,6 +14,9 @@ from distill.datasets.parts import EvaluationSet
 from distill.probes.models import ProbedModel, SpaceOwner
 from distill.probes.tasks import Outcome
 
+SHOWN = 6
+"""So many of a task's answers are drawn."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -73,6 +76,7 @@ class Setting:
         features: of the model, or of the teacher that `of` names: all pictures in a view, from
             disk if they are there. Computed once for all tasks that ask for the same.
         progress: told (done, of all) while something lasts.
+        show: a task that makes maps gives it those of the test pictures below SHOWN, by number.
         seed: of every draw.
         rank, ranks: of the processes that work on this together. All of them call the task, with
             the same features in hand; only rank 0's outcome counts.
@@ -85,6 +89,7 @@ class Setting:
     teachers: Mapping[str, SpaceOwner]
     features: FeaturesOf
     progress: Callable[[int, int], None] = lambda done, total: None
+    show: Callable[[int, Tensor], None] = lambda number, answer: None
     seed: int = 0
     device: torch.device | str = "cpu"
     rank: int = 0
@@ -97,8 +102,8 @@ class FieldTask:
 
     `part`: what it needs of a data set, a key of EvaluationSet.parts, or "" where any pictures do.
     `metrics`: those that it always gives, percent unless the protocol says otherwise; of those in
-    `lower` a lower value is better. `kind`: "summary" or "dense", the tokens that it reads; dense
-    tasks are repeated at several sizes for the curve of resolutions. `protocol`: one line. `run`
+    `lower` a lower value is better. `kind`: "summary", "dense" or "both", the tokens that it
+    reads; dense tasks are repeated at several sizes for the curve of resolutions. `protocol`: one line. `run`
     raises CannotProbe where the model lacks what is needed, NothingToScore where the data does.
     """
 
