@@ -41,17 +41,14 @@ def patch_owners(instances: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Instances (N, H, W), 0 the background; H and W need not be multiples of the grid.
     """
-    top = int(instances.max())
-    shares = torch.stack(
-        [
-            F.adaptive_avg_pool2d((instances == k).float()[:, None], grid)[:, 0]
-            for k in range(1, top + 1)
-        ]
-        or [torch.zeros(len(instances), *grid)]
-    )
+    most = torch.zeros(len(instances), *grid, device=instances.device)
+    owner = torch.zeros(len(instances), *grid, dtype=torch.int64, device=instances.device)
+    for number in range(1, int(instances.max()) + 1):
+        share = F.adaptive_avg_pool2d((instances == number).float()[:, None], grid)[:, 0]
+        owner = torch.where(share > most, number, owner)
+        most = torch.maximum(most, share)
     # In float32 a share of exactly 0.6 may come out as 0.59999996.
-    most, owner = shares.max(0)
-    return torch.where(most >= OWNED - 1e-6, owner + 1, torch.zeros_like(owner))
+    return torch.where(most >= OWNED - 1e-6, owner, 0)
 
 
 def instance_affinity(dense: Tensor, instances: Tensor) -> tuple[float, int]:
@@ -61,18 +58,36 @@ def instance_affinity(dense: Tensor, instances: Tensor) -> tuple[float, int]:
         NothingToScore: if no image has pairs of both sorts.
     """
     side = max(instances.shape[1] // PATCH, 1)
-    owners = patch_owners(instances, (side, side)).flatten(1)
-    dense = resize_grid(dense, (side, side)).flatten(1, 2)
-    dense = F.normalize(dense - dense.mean((0, 1)), dim=-1)
+    dense = resize_grid(dense, (side, side))
+    owners = patch_owners(instances, (side, side))
+    return mean_affinity(image_affinities(dense, owners, dense.mean((0, 1, 2))))
+
+
+def image_affinities(dense: Tensor, owners: Tensor, mean: Tensor) -> Tensor:
+    """(N,) float64: each image's AUC in [0, 1], NaN where it has not pairs of both sorts.
+
+    `dense` (N, h, w, D) on the grid of `owners` (N, h, w), as from `patch_owners`; `mean` (D,) is
+    that of all evaluated images.
+    """
+    tokens = F.normalize(dense - mean, dim=-1).flatten(1, 2)
     areas = []
-    for tokens, owner in zip(dense, owners, strict=True):
-        patches, owner = tokens[owner > 0], owner[owner > 0]
+    for image, owner in zip(tokens, owners.flatten(1), strict=True):
+        patches, owner = image[owner > 0], owner[owner > 0]
         if len(owner) < 3 or bool((owner == owner[0]).all()):
+            areas.append(float("nan"))
             continue
-        one, other = torch.triu_indices(len(owner), len(owner), offset=1)
+        one, other = torch.triu_indices(len(owner), len(owner), offset=1, device=owner.device)
         areas.append(auc((patches @ patches.T)[one, other], owner[one] == owner[other]))
-    counted = torch.tensor(areas, dtype=torch.float64)
-    counted = counted[~counted.isnan()]
+    return torch.tensor(areas, dtype=torch.float64)
+
+
+def mean_affinity(areas: Tensor) -> tuple[float, int]:
+    """Mean in percent of images' AUCs (N,) without the NaN, and how many there are.
+
+    Raises:
+        NothingToScore: if there are none.
+    """
+    counted = areas[~areas.isnan()]
     if not len(counted):
         raise NothingToScore("no image has two object patches together and two apart")
     return 100 * float(counted.mean()), len(counted)

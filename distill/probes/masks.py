@@ -27,6 +27,8 @@ from students.features import resize_grid
 LEAST_SHARE = 16 / 64**2
 
 _BATCH = 32
+_PIXELS = 2**24
+"""Of all masks that are decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ def squared_distance(mask: Tensor) -> Tensor:
     (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012): along columns, then the minimum
     over the columns that can still be nearer.
     """
+    # Beyond the box that holds all of them everything is outside: large images, small objects.
+    rows, columns = mask.any(2).any(0).nonzero()[:, 0], mask.any(1).any(0).nonzero()[:, 0]
+    found = torch.zeros(mask.shape, dtype=torch.int32, device=mask.device)
+    if len(rows):
+        box = (slice(None), *(slice(int(at[0]), int(at[-1]) + 1) for at in (rows, columns)))
+        found[box] = _squared_distance(mask[box])
+    return found
+
+
+def _squared_distance(mask: Tensor) -> Tensor:
     height = mask.shape[1]
     padded = F.pad(mask, (1, 1, 1, 1))
     at = torch.arange(height + 2, dtype=torch.int32)[None, :, None]
@@ -58,6 +70,21 @@ def squared_distance(mask: Tensor) -> Tensor:
         best[:, :, step:] = torch.minimum(best[:, :, step:], beside[:, :, :-step])
         best[:, :, :-step] = torch.minimum(best[:, :, :-step], beside[:, :, step:])
     return best[:, 1:-1, 1:-1]
+
+
+def squashed_instances(instances: Tensor, size: int) -> Tensor:
+    """Instances (H, W), 0 the background, at (size, size): nearest pixel centres, never mixed.
+
+    Objects are numbered anew, from 1 in the order of their numbers, without gaps; one that falls
+    between the pixel centres is not there any more.
+    """
+    rows, columns = (
+        ((torch.arange(size) + 0.5) * (side / size)).long().clamp(max=side - 1)
+        for side in instances.shape
+    )
+    shown = instances[rows][:, columns].long()
+    numbers = shown.unique()
+    return (torch.searchsorted(numbers[numbers != 0], shown) + 1) * (shown != 0)
 
 
 def object_prompts(instances: Tensor) -> Prompts:
@@ -86,7 +113,23 @@ def object_prompts(instances: Tensor) -> Prompts:
     return Prompts(image[order], torch.cat(points)[order], torch.cat(masks)[order])
 
 
-@torch.no_grad()
+def largest_prompts(prompts: Prompts, images: int) -> Prompts:
+    """The prompt of the largest object of each of the first images that have one, at most `images`
+    of them.
+
+    Raises:
+        NothingToScore: if there are no prompts.
+    """
+    rows = []
+    for image in prompts.image.unique()[:images]:
+        own = (prompts.image == image).nonzero()[:, 0]
+        rows.append(own[prompts.mask[own].flatten(1).sum(1).argmax()])
+    if not rows:
+        raise NothingToScore("no object is visible enough to be pointed at")
+    kept = torch.stack(rows)
+    return Prompts(prompts.image[kept], prompts.point[kept], prompts.mask[kept])
+
+
 def mask_iou(
     dense: Tensor,
     prompts: Prompts,
@@ -94,13 +137,51 @@ def mask_iou(
     stride: int,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Mean IoU in percent over objects, of dense (N, h, w, D) in the decoder's own space.
-
-    `decoder(dense, points, size)` is a teacher's MaskDecoder and `stride` that teacher's pixels per
-    patch; dense maps are first brought to the grid that the teacher has at the images' size.
+    """Mean IoU in percent over objects; arguments as those of `mask_ious`.
 
     Raises:
         NothingToScore: if there are no prompts.
+    """
+    return mean_overlap(mask_ious(dense, prompts, decoder, stride, device))
+
+
+def own_mask_iou(
+    images: NDArray[np.uint8],
+    prompts: Prompts,
+    segment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+) -> float:
+    """Mean IoU in percent over objects; arguments as those of `own_mask_ious`.
+
+    Raises:
+        NothingToScore: if there are no prompts.
+    """
+    return mean_overlap(own_mask_ious(images, prompts, segment, device))
+
+
+def mean_overlap(overlaps: Tensor) -> float:
+    """Mean in percent of objects' IoU (Q,).
+
+    Raises:
+        NothingToScore: if there are none.
+    """
+    if not len(overlaps):
+        raise NothingToScore("no object is visible enough to be pointed at")
+    return 100 * float(overlaps.mean())
+
+
+@torch.no_grad()
+def mask_ious(
+    dense: Tensor,
+    prompts: Prompts,
+    decoder: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    stride: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(Q,) IoU of the prompts' objects, in any order, of dense (N, h, w, D) in the decoder's space.
+
+    `decoder(dense, points, size)` is a teacher's MaskDecoder and `stride` that teacher's pixels per
+    patch; dense maps are first brought to the grid that the teacher has at the images' size.
     """
     size = prompts.mask.shape[-1]
     grid = size // stride
@@ -111,29 +192,25 @@ def mask_iou(
         # Pixel centres of the image, as pixel indices of SAM's frame.
         return decoder(maps, ((points + 0.5) * (frame / size) - 0.5).to(device), frame)
 
-    return _mean_iou(len(dense), prompts, answer)
+    return _overlaps(len(dense), prompts, answer)
 
 
 @torch.no_grad()
-def own_mask_iou(
+def own_mask_ious(
     images: NDArray[np.uint8],
     prompts: Prompts,
     segment: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
     device: torch.device | str = "cpu",
-) -> float:
-    """Mean IoU in percent over objects, of a teacher's masks of images (N, 3, S, S), shown as they
-    are: `segment(pixels, points, size)` is a teacher's Segmenter.
-
-    Raises:
-        NothingToScore: if there are no prompts.
-    """
+) -> Tensor:
+    """(Q,) IoU of the prompts' objects, in any order, of a teacher's masks of images (N, 3, S, S),
+    shown as they are: `segment(pixels, points, size)` is a teacher's Segmenter."""
 
     def answer(rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         # A copy: the images are a read-only memory map.
         pixels = torch.from_numpy(np.array(images[rows.numpy()]))
         return segment(pixels.to(device).float() / 255, points.to(device), images.shape[-1])
 
-    return _mean_iou(len(images), prompts, answer)
+    return _overlaps(len(images), prompts, answer)
 
 
 def best_masks(logits: Tensor, quality: Tensor, size: int) -> Tensor:
@@ -144,23 +221,25 @@ def best_masks(logits: Tensor, quality: Tensor, size: int) -> Tensor:
     return F.interpolate(chosen, (size, size), mode="bilinear", align_corners=False) > 0
 
 
-def _mean_iou(
+def _overlaps(
     images: int, prompts: Prompts, answer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> float:
+) -> Tensor:
     """`answer(rows, points)`: logits and predicted IoU for B of the images, by row, and P points of
     each, (B, P, 2) in pixels."""
     if not len(prompts.image):
-        raise NothingToScore("no object is visible enough to be pointed at")
+        return torch.zeros(0)
     counts = torch.bincount(prompts.image, minlength=images)
     first = counts.cumsum(0) - counts
+    size = prompts.mask.shape[-1]
     overlaps = []
-    for number in range(1, int(counts.max()) + 1):  # images with as many objects go together
-        for rows in (counts == number).nonzero()[:, 0].split(_BATCH):
+    for number in counts[counts > 0].unique().tolist():  # images with as many objects go together
+        batch = max(1, min(_BATCH, _PIXELS // (number * size * size)))
+        for rows in (counts == number).nonzero()[:, 0].split(batch):
             asked = first[rows][:, None] + torch.arange(number)
             logits, quality = answer(rows, prompts.point[asked].float())
-            inside = best_masks(logits, quality, prompts.mask.shape[-1])
+            inside = best_masks(logits, quality, size)
             overlaps.append(_iou(inside.cpu(), prompts.mask[asked]).flatten())
-    return 100 * float(torch.cat(overlaps).mean())
+    return torch.cat(overlaps)
 
 
 def _iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.probes.depth import predict_depth, rmse, train_depth
 from distill.probes.extract import apply_space, extract
 from distill.probes.linear_head import LinearHead, Schedule
-from distill.probes.masks import Prompts, best_masks, object_prompts
+from distill.probes.masks import Prompts, best_masks, largest_prompts, object_prompts
 from distill.probes.models import ProbedModel, SpaceOwner
 from distill.probes.segmentation import (
     confusion,
@@ -25,11 +25,13 @@ from distill.probes.segmentation import (
 )
 from distill.report.colours import (
     CLASS_COLOURS,
+    FAR_COLOUR,
+    NEAR_COLOUR,
     colour_classes,
     colour_depth,
     overlay_mask,
-    principal_colours,
 )
+from distill.report.principal import shared_colours
 from distill.scenes.dataset import Scenes
 from distill.scenes.generate import FAR, KINDS, NEAR
 from students.features import resize_grid
@@ -59,47 +61,50 @@ def draw_pictures(
     """Draw the grid of a report: PNG files of 128 pixels and pictures.json in `folder`.
 
     A row a scene, with the image; the dense features of every teacher, proxy and student at
-    `size` pixels by their principal components; and segmentation, depth and a mask as read off
-    the last stage's first student (or a proxy) and off the best teacher of each, beside the
-    truth. Heads for them are trained on at most 256 of `scenes_train`, the last quarter of which
-    chooses the teacher. What no model at hand can do is left out.
+    `size` pixels in the colours that `shared_colours` gives them; and segmentation, depth and a
+    mask as read off the last stage's first student (or a proxy) and off the best teacher of each,
+    beside the truth. Heads for them are trained on at most 256 of `scenes_train`, the last quarter
+    of which chooses the teacher. What no model at hand can do is left out.
 
     pictures.json is {"columns": [str], "rows": [{"caption", "cells": [{"title", "group",
-    "file"}]}], "legends": {title: [{"name", "colour"}]}}, files beside it.
+    "file"}]}], "legends": {title: [{"name", "colour"}]}, "notes": [str]}, files beside it; a note
+    tells which tokens were left out of the fit of the colours.
 
     Raises:
         ValueError: if no test scene has an object to point at, or there are fewer than 8 training
             scenes.
     """
-    prompts = _largest(object_prompts(torch.from_numpy(np.array(scenes_test.instances))))
+    prompts = largest_prompts(
+        object_prompts(torch.from_numpy(np.array(scenes_test.instances))), SHOWN
+    )
     chosen = prompts.image.numpy()
     images = np.array(scenes_test.images[chosen])
     shown = [model for model in models if model.role != "untrained"]
     features = [extract(model.encoder, images, size, device) for model in shown]
     pictures = images.transpose(0, 2, 3, 1)
     groups: dict[str, Cells] = {"Image": [("input", pictures)]}
-    groups["Dense features"] = [
-        (model.name, principal_colours(given.dense, images.shape[-1]))
+    dense = [
+        (model.name, given.dense)
         for model, given in zip(shown, features, strict=True)
         if given.dense is not None
     ]
+    groups["Dense features"], notes = _features(dense, images.shape[-1])
     readers = _readers(shown)
     groups |= _linear_predictions(readers, scenes_test, scenes_train, chosen, size, device)
     groups |= _masks(readers, teachers, pictures, prompts, size, device)
     captions = [scenes_test.captions[row] for row in chosen]
-    _write(groups, captions, Path(folder))
+    _write(groups, captions, notes, Path(folder))
 
 
-def _largest(prompts: Prompts) -> Prompts:
-    """The prompt of the largest object of each of the first SHOWN images that have one."""
-    rows = []
-    for image in prompts.image.unique()[:SHOWN]:
-        own = (prompts.image == image).nonzero()[:, 0]
-        rows.append(own[prompts.mask[own].flatten(1).sum(1).argmax()])
-    if not rows:
-        raise ValueError("no test scene has an object that is visible enough to be pointed at")
-    kept = torch.stack(rows)
-    return Prompts(prompts.image[kept], prompts.point[kept], prompts.mask[kept])
+def _features(dense: Sequence[tuple[str, Tensor]], side: int) -> tuple[Cells, list[str]]:
+    """Each model's features in colours that are comparable, and what was left out of their fit."""
+    if not dense:
+        return [], []
+    names = [name for name, _ in dense]
+    colours = shared_colours([each for _, each in dense], side)
+    found = zip(names, colours.outliers, strict=True)
+    notes = [f"{name}: {outliers.sentence}" for name, outliers in found if outliers.number]
+    return list(zip(names, colours.pictures, strict=True)), notes
 
 
 def _readers(shown: Sequence[ProbedModel]) -> list[ProbedModel]:
@@ -200,7 +205,9 @@ def _masks(
         itself = teachers.get(model.name) if model.role == "teacher" else None
         if itself is not None and model.name != owner:
             if itself.segment is not None and itself.mask_decoder is None:
-                cells.append((model.name, drawn(_segmented(images, itself, prompts, size, device))))
+                cells.append(
+                    (model.name, drawn(segmented_masks(images, itself, prompts, size, device)))
+                )
             continue
         if owner is None or owner not in model.to_space:
             continue
@@ -209,12 +216,14 @@ def _masks(
             continue
         dense = apply_space(model.to_space[owner], given, device).dense
         if dense is not None:
-            cells.append((model.name, drawn(_decoded(dense, teachers[owner], prompts, device))))
+            cells.append(
+                (model.name, drawn(decoded_masks(dense, teachers[owner], prompts, device)))
+            )
     return {"Mask from a point": [("truth", drawn(prompts.mask.numpy())), *cells]} if cells else {}
 
 
 @torch.no_grad()
-def _segmented(
+def segmented_masks(
     images: NDArray[np.uint8],
     teacher: SpaceOwner,
     prompts: Prompts,
@@ -230,7 +239,7 @@ def _segmented(
 
 
 @torch.no_grad()
-def _decoded(
+def decoded_masks(
     dense: Tensor, teacher: SpaceOwner, prompts: Prompts, device: torch.device | str
 ) -> NDArray:
     """Masks (N, S, S) bool of one point an image: of the decoder's three, the one it holds best."""
@@ -247,7 +256,9 @@ def _each(colour: Callable[[NDArray], NDArray[np.uint8]], maps: NDArray) -> NDAr
     return np.stack([colour(one) for one in maps])
 
 
-def _write(groups: Mapping[str, Cells], captions: Sequence[str], folder: Path) -> None:
+def _write(
+    groups: Mapping[str, Cells], captions: Sequence[str], notes: list[str], folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     columns = [(group, title) for group, cells in groups.items() for title, _ in cells]
     rows = []
@@ -268,7 +279,11 @@ def _write(groups: Mapping[str, Cells], captions: Sequence[str], folder: Path) -
         "rows": rows,
         "legends": {
             "Segmentation": [{"name": name, "colour": colour} for name, colour in kinds],
-            "Depth": [{"name": "near", "colour": "#fee838"}, {"name": "far", "colour": "#00224e"}],
+            "Depth": [
+                {"name": "near", "colour": NEAR_COLOUR},
+                {"name": "far", "colour": FAR_COLOUR},
+            ],
         },
+        "notes": notes,
     }
     (folder / "pictures.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
