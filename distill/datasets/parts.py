@@ -71,7 +71,8 @@ class Depth:
 class KeypointPair:
     """Keypoints seen in both of two pictures: `source` and `target` are their numbers.
 
-    Points (K, 2) float32 are x and y in pixels of the picture's own size, in the same order.
+    Points (K, 2) float32 are x and y in pixels of the picture's own size, in the same order; whole
+    numbers are the middles of pixels.
     `reach`: the longer side of the target object's box, of which PCK takes a share.
     """
 

@@ -127,8 +127,9 @@ def _pairs(scenes: Scenes) -> Iterator[KeypointPair]:
             yield KeypointPair(
                 source,
                 target,
-                torch.from_numpy(points[source, slot][seen]).float(),
-                torch.from_numpy(points[target, other][seen]).float(),
+                # The renderer counts from the edge of the first pixel, keypoints from its middle.
+                torch.from_numpy(points[source, slot][seen] - 0.5).float(),
+                torch.from_numpy(points[target, other][seen] - 0.5).float(),
                 float(max(np.ptp(axis) + 1 for axis in where)),
                 KINDS[kind],
             )

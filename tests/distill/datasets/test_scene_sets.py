@@ -78,12 +78,14 @@ def test_keypoints_lie_on_the_shape_in_both(data, test):
         seen = []
         for row, points in ((pair.source, pair.source_points), (pair.target, pair.target_points)):
             (slot,) = [s for s in range(p.count[row]) if p.kind[row, s] == kind]
+            # Parameters count from the edge of the first pixel, keypoints from its middle.
+            points = points.double().numpy() + 0.5
             for x, y in points.tolist():
                 assert test.instances[row, int(y), int(x)] == slot + 1
             # In the shape's own frame, upright and of radius 1, both have the same points.
             turn = -p.rotation[row, slot]
             centre = np.array([p.x[row, slot], p.y[row, slot]]) * SIZE
-            away = (points.double().numpy() - centre) / (p.radius[row, slot] * SIZE)
+            away = (points - centre) / (p.radius[row, slot] * SIZE)
             cos, sin = np.cos(turn), np.sin(turn)
             seen.append(away @ np.array([[cos, sin], [-sin, cos]]))
             mask = test.instances[row] == slot + 1
