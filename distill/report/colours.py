@@ -1,13 +1,11 @@
-"""Colours of a report's pictures: classes, depth, masks and components of features."""
+"""Colours of a report's pictures: classes, depth and masks."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+import colorsys
 
-from students.features import resize_grid
+import numpy as np
+from numpy.typing import NDArray
 
 CLASS_COLOURS = (
     "#3b3f45",
@@ -26,6 +24,8 @@ CLASS_COLOURS = (
 _CIVIDIS = np.array(
     [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)]
 )
+NEAR_COLOUR, FAR_COLOUR = "#fee838", "#00224e"
+"""The ends of depth's colours."""
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -33,12 +33,24 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
+def class_colours(classes: int) -> list[str]:
+    """#rrggbb of so many classes: CLASS_COLOURS, then hues a golden angle apart, each lightness in
+    its turn, so that classes of neighbouring numbers differ much."""
+    further = []
+    for k in range(classes - len(CLASS_COLOURS)):
+        hue, lightness = (k * 0.381966 + 0.05) % 1, (0.45, 0.7, 0.58)[k % 3]
+        channels = colorsys.hls_to_rgb(hue, lightness, (0.65, 0.8)[k // 3 % 2])
+        further.append("#" + "".join(f"{round(255 * channel):02x}" for channel in channels))
+    return [*CLASS_COLOURS, *further][:classes]
+
+
 def colour_classes(labels: NDArray) -> NDArray[np.uint8]:
-    """Class indices (H, W) to RGB (H, W, 3); classes beyond the palette go round its colours."""
-    palette = np.array([rgb(colour) for colour in CLASS_COLOURS], dtype=np.uint8)
+    """Class indices (H, W) to RGB (H, W, 3) by `class_colours`; below 0, what counts nowhere, is
+    black."""
     labels = np.asarray(labels, dtype=np.int64)
-    beyond = labels >= len(palette)
-    return palette[np.where(beyond, 1 + (labels - 1) % (len(palette) - 1), labels)]
+    colours = [rgb(colour) for colour in class_colours(max(int(labels.max(initial=0)) + 1, 1))]
+    # Black stands last, where an index of -1 finds it.
+    return np.array([*colours, (0, 0, 0)], dtype=np.uint8)[np.maximum(labels, -1)]
 
 
 def colour_depth(depth: NDArray, near: float, far: float) -> NDArray[np.uint8]:
@@ -65,25 +77,3 @@ def overlay_mask(
     out[max(0, y - arm) : y + arm + 1, x] = 255
     out[y, max(0, x - arm) : x + arm + 1] = 255
     return out
-
-
-def principal_colours(dense: Tensor, size: int) -> NDArray[np.uint8]:
-    """Dense features (B, h, w, D) as RGB (B, size, size, 3) by their first three components.
-
-    The basis is fitted over all tokens given. Each component is signed so that its largest
-    loading is positive, scaled so that its 2nd and 98th percentiles are 0 and 1, clipped, and
-    resized bicubically.
-    """
-    tokens = dense.detach().float().flatten(0, 2)
-    centred = tokens - tokens.mean(0)
-    basis = torch.linalg.svd(centred, full_matrices=False).Vh[:3]
-    largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    components = centred @ (basis * torch.where(largest < 0, -1.0, 1.0)).T
-    if components.shape[1] < 3:
-        missing = components.new_zeros(len(components), 3 - components.shape[1])
-        components = torch.cat([components, missing], dim=1)
-    low, high = torch.quantile(components, components.new_tensor([0.02, 0.98]), dim=0)
-    scaled = (components - low) / (high - low).clamp_min(1e-12)
-    grid = scaled.clamp(0, 1).view(*dense.shape[:3], 3)
-    picture = resize_grid(grid, (size, size)).clamp(0, 1)
-    return (picture * 255).round().to(torch.uint8).cpu().numpy()

@@ -4,11 +4,14 @@ import base64
 import json
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import fake_run
+import fake_validation
 import pytest
 
+from distill.report.field_page import write_field_page
 from distill.report.page import write_report
 
 SWITCHES = (
@@ -56,6 +59,12 @@ def report(tmp_path_factory):
     return write_report(fake_run.write_run(tmp_path_factory.mktemp("runs") / "quickstart"))
 
 
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validation") / "published"
+    return write_field_page(fake_validation.write_validation(folder))
+
+
 def look(browser, report: Path, width: int, scheme: str = "light"):
     """Open the page with a viewport of exactly `width` pixels (a window has a least width)."""
     browser.get_log("browser"), browser.get_log("performance")
@@ -68,7 +77,8 @@ def look(browser, report: Path, width: int, scheme: str = "light"):
     if folder := os.environ.get("DISTILL_SCREENSHOTS"):
         everything = {"captureBeyondViewport": True}
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", everything)["data"]
-        (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(shot))
+        name = f"{report.parent.name}-{width}-{scheme}.png"
+        (Path(folder) / name).write_bytes(base64.b64decode(shot))
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -79,7 +89,12 @@ def test_page_reads_well(browser, report, width):
     sizes = run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.width])")
     assert len(sizes) == 48
     assert all(complete and natural == 128 and drawn >= 90 for complete, natural, drawn in sizes)
-    # No page that scrolls sideways, and nothing cut off at its edge outside a scrolling box.
+    fits(run, width)
+    assert browser.get_log("browser") == []
+
+
+def fits(run, width):
+    """No page that scrolls sideways, and nothing cut off at its edge outside a scrolling box."""
     assert run("return document.documentElement.scrollWidth <= window.innerWidth")
     outside = run(
         """return [...document.querySelectorAll('main *')]
@@ -92,6 +107,31 @@ def test_page_reads_well(browser, report, width):
     # Axis labels of a chart, as drawn.
     tick = "return document.querySelector('.chart text').getBoundingClientRect().height"
     assert run(tick) >= 10
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_validation_reads_well(browser, validation, width):
+    look(browser, validation, width)
+    run = browser.execute_script
+    assert run("return document.querySelectorAll('#scores table').length") == 4
+    sizes = run("return [...document.images].map(i => [i.complete, i.naturalWidth, i.width])")
+    assert len(sizes) == 15 + 18 + 18 + 15 + 8 + 48 + 2
+    assert all(complete and natural >= 128 and drawn >= 90 for complete, natural, drawn in sizes)
+    fits(run, width)
+    # Text inside a chart stays inside, and no name at the end of a line covers another.
+    boxes = run(
+        """return [...document.querySelectorAll('.chart')].map(chart => {
+        const all = e => {const r = e.getBoundingClientRect(); return [r.x, r.y, r.right, r.bottom]}
+        return [all(chart), ...[...chart.querySelectorAll('text')].map(all)]})"""
+    )
+    assert len(boxes) == 2
+    for (left, top, right, bottom), *texts in boxes:
+        assert all(left <= x and y >= top and x2 <= right for x, y, x2, _ in texts)
+        assert all(y2 <= bottom + 2 for *_, y2 in texts)
+        names = texts[-4:]
+        assert len({round(x) for x, *_ in names}) == 1, "in a column"
+        heights = sorted((y + y2) / 2 for _, y, _, y2 in names)
+        assert all(b - a >= 10 for a, b in pairwise(heights))
     assert browser.get_log("browser") == []
 
 

@@ -1,36 +1,13 @@
 import numpy as np
-import torch
-from sklearn.decomposition import PCA
 
 from distill.report.colours import (
     CLASS_COLOURS,
+    class_colours,
     colour_classes,
     colour_depth,
     overlay_mask,
-    principal_colours,
     rgb,
 )
-
-
-def test_components_agree_with_sklearn():
-    torch.manual_seed(0)
-    dense = torch.randn(3, 4, 4, 12) * torch.linspace(3, 0.3, 12)
-    ours = principal_colours(dense, 4).reshape(-1, 3).astype(float) / 255  # no resizing
-
-    fitted = PCA(n_components=3, svd_solver="full").fit(dense.reshape(-1, 12).numpy())
-    theirs = fitted.transform(dense.reshape(-1, 12).numpy())
-    for k in range(3):
-        loadings = fitted.components_[k]
-        component = theirs[:, k] * np.sign(loadings[np.abs(loadings).argmax()])
-        low, high = np.percentile(component, [2, 98])
-        want = np.clip((component - low) / (high - low), 0, 1)
-        assert np.abs(want - ours[:, k]).max() < 0.5 / 255 + 1e-4
-
-
-def test_components_are_resized_and_one_or_two_channels_do():
-    assert principal_colours(torch.randn(2, 4, 6, 5), 20).shape == (2, 20, 20, 3)
-    assert principal_colours(torch.randn(2, 4, 4, 2), 8)[..., 2].max() == 0
-    assert principal_colours(torch.zeros(1, 2, 2, 4), 4).max() == 0
 
 
 def test_classes_have_colours_of_their_own():
@@ -41,6 +18,25 @@ def test_classes_have_colours_of_their_own():
     assert len({tuple(c) for c in picture.reshape(-1, 3)}) == 9
     far = colour_classes(np.array([[9, 100]]))  # more classes than colours: never the background's
     assert not (far == rgb(CLASS_COLOURS[0])).all(-1).any()
+
+
+def test_many_classes_have_colours_of_their_own():
+    colours = class_colours(150)
+    assert colours[:9] == list(CLASS_COLOURS)
+    assert len(set(colours)) == 150
+    assert class_colours(5) == colours[:5]
+    picture = colour_classes(np.arange(150)[None])[0]
+    assert [tuple(c) for c in picture] == [rgb(c) for c in colours]
+    assert (picture.astype(int).max(-1) > 60).all(), "none is near the black of what is not counted"
+    # Numbers next to each other are told apart.
+    assert np.abs(np.diff(picture.astype(int), axis=0)).max(-1).min() > 40
+
+
+def test_what_is_not_counted_is_black():
+    picture = colour_classes(np.array([[-100, 0], [-1, 3]]))
+    assert (picture[:, 0] == 0).all()
+    assert [tuple(c) for c in picture[:, 1]] == [rgb(CLASS_COLOURS[0]), rgb(CLASS_COLOURS[3])]
+    assert colour_classes(np.full((2, 2), -100)).max() == 0
 
 
 def test_class_colours_differ_in_lightness_or_hue_for_the_colour_blind():

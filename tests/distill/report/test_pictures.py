@@ -115,6 +115,31 @@ def test_truth_and_input_are_the_scenes_own(drawn, scenes):
         assert (cell(drawn, 0, group, title)[at_pixel][:, at_pixel] == want).all()
 
 
+def test_features_are_in_colours_that_compare(scenes, tmp_path):
+    class Turned(FakeEncoder):
+        """The same features in other channels, with a token of high norm in every picture."""
+
+        def __call__(self, pixels, size=None):
+            dense = 3 * super().__call__(pixels, size).dense.flip(-1)
+            dense[:, 0, 0] = 1e4
+            return Features(dense.mean((1, 2)), dense)
+
+    models = [
+        ProbedModel(name, "teacher", "", 0, encoder, {})
+        for name, encoder in (("plain", FakeEncoder(scenes)), ("turned", Turned(scenes)))
+    ]
+    draw_pictures(models, {}, *scenes, SIZE, tmp_path, "cpu")
+    grid = json.loads((tmp_path / "pictures.json").read_text())
+    for row in range(SHOWN):
+        one, other = (
+            cell((tmp_path, grid), row, "Dense features", name).astype(int)[48:, 48:]
+            for name in ("plain", "turned")
+        )
+        assert np.abs(one - other).max() <= 2
+    (note,) = grid["notes"]
+    assert note.startswith("turned: outlier tokens: 1.6 % (4 of 256)")
+
+
 def test_mask_is_the_one_the_decoder_holds_best(drawn):
     for title in ("masks", "multires/<vit>/.."):
         picture, image = (
