@@ -125,4 +125,6 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
         for name, stage in recipe.stages.items()
         for plan in planned_students(recipe, name)
     }
-    return {**asdict(recipe.validate), "students": students}
+    during_training = {"every", "fast", "fast_scenes"}
+    probes = {k: v for k, v in asdict(recipe.validate).items() if k not in during_training}
+    return {**probes, "students": students}

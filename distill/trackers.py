@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,16 +93,14 @@ def send(
     accelerator: Accelerator,
     stage: str,
     step: int,
-    lines: Sequence[dict[str, Any]],
+    values: Mapping[str, float],
     say: Callable[[str], None],
 ) -> None:
-    """Send the lines of log.jsonl of one step to every tracker.
+    """Send values of one step of a stage, by name, to every tracker.
 
-    Values are called STAGE/STUDENT/loss and so on, STAGE/STUDENT/TEACHER/KIND/loss and
-    STAGE/STUDENT/TEACHER/KIND/explained_variance. A tracker that fails is named once by `say` and
-    gets nothing more: training does not hang on it.
+    A tracker that fails is named once by `say` and gets nothing more: training does not hang on it.
     """
-    values = {name: value for line in lines for name, value in scalars(stage, line).items()}
+    values = dict(values)
     for tracker in list(accelerator.trackers):
         try:
             if tracker.name == "wandb":
@@ -117,7 +115,9 @@ def send(
 
 
 def scalars(stage: str, line: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line of log.jsonl by name; a loss that was not finite is left out."""
+    """The numbers of a line of log.jsonl by name: STAGE/STUDENT/loss and so on,
+    STAGE/STUDENT/TEACHER/KIND/loss and STAGE/STUDENT/TEACHER/KIND/explained_variance. A loss that
+    was not finite is left out."""
     prefix = f"{stage}/{line['student']}"
     own = ("loss", "lr", "images_per_second", "data_wait", "nonfinite")
     found = {f"{prefix}/{name}": line[name] for name in own if line[name] is not None}
@@ -125,6 +125,16 @@ def scalars(stage: str, line: dict[str, Any]) -> dict[str, float]:
         for kind, entry in kinds.items():
             found |= {f"{prefix}/{teacher}/{kind}/{name}": value for name, value in entry.items()}
     return found
+
+
+def probe_scalars(stage: str, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The values of lines of validation.jsonl by name, STAGE/STUDENT/TASK/METRIC; those that there
+    are none of are left out."""
+    return {
+        f"{stage}/{line['student']}/{line['task']}/{line['metric']}": line["value"]
+        for line in lines
+        if line["value"] is not None
+    }
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

@@ -56,7 +56,10 @@ def _set(
     number = {name: index for index, name in enumerate(names)}
     pictures = Pictures(folder, names)
     part = Captions(pictures, tuple(texts), torch.tensor([number[name] for name in owners]))
-    return EvaluationSet(title, request.layout, identity.digest(), pictures, {"captions": part})
+    left_out = len(set(order)) - len(names)
+    notes = (f"{count(left_out, 'picture')} without a caption left out",) if left_out else ()
+    digest = identity.digest()
+    return EvaluationSet(title, request.layout, digest, pictures, {"captions": part}, notes)
 
 
 def _split_of(request: Request) -> str:

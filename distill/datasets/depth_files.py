@@ -54,10 +54,11 @@ def read_list(file: Path) -> tuple[list[tuple[str, str]], int]:
 
 def _nyu(request: Request) -> EvaluationSet:
     folder, identity = request.folder(), Identity(request)
-    train = _listed_split(request, folder, "train", identity)
-    test = _listed_split(request, folder, "test", identity, NYU_SIZE)
+    notes: list[str] = []
+    train = _listed_split(request, folder, "train", identity, notes)
+    test = _listed_split(request, folder, "test", identity, notes, NYU_SIZE)
     part = Depth(train, test, NEAR, NYU_FAR, EIGEN_CROP)
-    return _set(request, folder, identity, part)
+    return _set(request, folder, identity, part, tuple(notes))
 
 
 def _listed_split(
@@ -65,6 +66,7 @@ def _listed_split(
     folder: Path,
     split: str,
     identity: Identity,
+    notes: list[str],
     size: tuple[int, int] | None = None,
 ) -> Annotated:
     name, bases = _LISTS[split]
@@ -74,6 +76,8 @@ def _listed_split(
         expected = "the lists of BTS there, or in filelists/ or train_test_inputs/"
         raise need(request, folder, name, expected)
     lines, without = read_list(file)
+    if without:
+        notes.append(f"{split}: {count(without, 'picture')} whose depth is None left out")
     if not lines:
         left_out = f", but {count(without, 'line')} whose depth is None" if without else ""
         raise request.error(f"{file} lists no picture with a depth{left_out}")
@@ -115,9 +119,11 @@ def _depth(request: Request) -> EvaluationSet:
     return _set(request, folder, identity, part)
 
 
-def _set(request: Request, folder: Path, identity: Identity, part: Depth) -> EvaluationSet:
+def _set(
+    request: Request, folder: Path, identity: Identity, part: Depth, notes: tuple[str, ...] = ()
+) -> EvaluationSet:
     name, digest = folder.resolve().name, identity.digest()
-    return EvaluationSet(name, request.layout, digest, part.test.pictures, {"depth": part})
+    return EvaluationSet(name, request.layout, digest, part.test.pictures, {"depth": part}, notes)
 
 
 LAYOUTS = (

@@ -129,6 +129,8 @@ class EvaluationSet:
     "correspondence", "captions", "landmarks" or "instances": what it can be used for. `pictures`
     are those of its test split, whatever the part.
 
+    `notes` are lines for the user: what of it is left out.
+
     `identity` tells this content from any other (of names, sizes and times of change of its
     files); features that are kept on disk are filed under it.
     """
@@ -138,3 +140,4 @@ class EvaluationSet:
     identity: str
     pictures: IndexedSource
     parts: Mapping[str, Part]
+    notes: tuple[str, ...] = ()

@@ -182,6 +182,15 @@ def load_trainee(checkpoint: Checkpoint, trainee: Trainee) -> None:
     trainee.stopped = checkpoint.students[name]
 
 
+def roll_back(folder: Path, trainee: Trainee) -> None:
+    """Put a student back to its newest checkpoint after a finite step, if there is one: the last
+    updates may have been what broke it."""
+    for found in whole_checkpoints(folder):
+        if found.bad_runs.get(trainee.plan.name) == 0:
+            load_trainee(found, trainee)
+            return
+
+
 def _restore(module: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
     held = module.state_dict()
     module.load_state_dict(

@@ -14,6 +14,7 @@ from distill.engine.targets import Rows
 from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
 from students.keys import key
+from students.pixels import Size
 
 if TYPE_CHECKING:
     pass
@@ -38,6 +39,10 @@ class Learner(nn.Module):
         features = self.student(pixels, size)
         seen = {name: rows[name] if rows else Rows() for name in self.teachers}
         return {name: self.space(name).predict(_rows(features, own)) for name, own in seen.items()}
+
+    def encode(self, pixels: Tensor, size: Size | None = None) -> Features:
+        """The student's own features, for those who may not call a part of a sharded learner."""
+        return self.student(pixels, size)
 
     def space(self, teacher: str) -> Space:
         """The space of one teacher."""

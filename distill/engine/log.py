@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from distill.engine.trainee import Trainee
 from distill.files import write_whole, writing
 from distill.losses import explained_variance
 from distill.optim import learning_rate
-from distill.trackers import send
+from distill.trackers import scalars, send
 
 if TYPE_CHECKING:
     from distill.engine.stage import Stage
@@ -47,16 +48,15 @@ class StageLog:
             return
         names = {trainee.plan.name for trainee in self.trainees}
         for path in (self.path, self._nonfinite):
-            if not path.exists():
-                continue
-            text = path.read_text(encoding="utf-8", errors="replace")
-            lines = [line for line in map(_parsed, text.splitlines()) if line]
-            kept = [line for line in lines if line["step"] <= step or line["student"] not in names]
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+            forget(path, lambda line: line["step"] > step and line["student"] in names)
 
     @property
     def _nonfinite(self) -> Path:
         return self.path.with_name("nonfinite.jsonl")
+
+    def paused(self, seconds: float) -> None:
+        """Leave seconds that were not spent on training out of images/s."""
+        self.began += seconds
 
     def saw(self, batch: Batch, waited: float) -> None:
         """Take note of a step's batch, and of the seconds that it was waited for."""
@@ -90,8 +90,10 @@ class StageLog:
                 line["loss"] += self.stage.teachers[name].weight * loss
             trainee.losses, trainee.sums, trainee.finite = {}, {}, []
             lines.append(line)
-        self._append(self.path, [json.dumps(line) + "\n" for line in lines])
-        send(self.stage.accelerator, self.stage.name, step, lines, self.stage.progress.say)
+        self._append(self.path, lines)
+        name, say = self.stage.name, self.stage.progress.say
+        values = {key: value for line in lines for key, value in scalars(name, line).items()}
+        send(self.stage.accelerator, name, step, values, say)
         self.began, self.timed_from, self.waited = time.perf_counter(), step, 0.0
         return "\n".join([f"{rate:.0f} images/s, {wait:.0%} waiting for data", *notes(lines)])
 
@@ -107,8 +109,7 @@ class StageLog:
                 if self.stage.accelerator.num_processes > 1:
                     names = gather_object(names)
                 at = step - len(self.names) + number + 1
-                entry = {"step": at, "student": trainee.plan.name, "samples": names}
-                lines.append(json.dumps(entry) + "\n")
+                lines.append({"step": at, "student": trainee.plan.name, "samples": names})
         self._append(self._nonfinite, lines)
         self.names = []
 
@@ -134,12 +135,33 @@ class StageLog:
         explained = explained_variance(self.stage.accelerator.reduce(sums, "sum"))
         return dict(zip(places, zip(losses.tolist(), explained.tolist(), strict=True), strict=True))
 
-    def _append(self, path: Path, lines: list[str]) -> None:
-        if lines and self.stage.accelerator.is_main_process:
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write("".join(lines))
+    def _append(self, path: Path, lines: list[dict[str, Any]]) -> None:
+        if self.stage.accelerator.is_main_process:
+            append(path, lines)
+
+
+def append(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write lines of JSON at the end of a file, which is made if there is none; of none, nothing.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    if lines:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def forget(path: Path, dropped: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Drop some lines of a log, and one that a killed run left half written; those that stay. A
+    file that is not there has none."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = [line for line in map(_parsed, text.splitlines()) if line and not dropped(line)]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def notes(lines: list[dict[str, Any]]) -> list[str]:

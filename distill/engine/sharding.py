@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.export import register_dataclass
 
@@ -49,6 +49,7 @@ def shard_learner(learner: Learner, accelerator: Accelerator) -> None:
     for block in blocks(learner.student.model):
         fully_shard(block, mesh=mesh, ignored_params=single)
     fully_shard(learner, mesh=mesh, ignored_params=single)
+    register_fsdp_forward_method(learner, "encode")
 
 
 def shard_teacher(teacher: Teacher, accelerator: Accelerator) -> None:

@@ -19,8 +19,8 @@ from distill.engine.checkpoint import (
     give_parts,
     load_trainee,
     newest_checkpoint,
+    roll_back,
     save_checkpoint,
-    whole_checkpoints,
 )
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
@@ -31,6 +31,7 @@ from distill.engine.precision import autocast_dtype
 from distill.engine.scales import calibrate_scales
 from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
 from distill.engine.trainee import Trainee
+from distill.engine.watch import Watch
 from distill.optim import learning_rate
 from distill.progress import Progress
 from distill.recipe.schema import Recipe
@@ -98,8 +99,10 @@ class Stage:
                 self.progress.say(f"damaged checkpoint {fault}; none is whole: from step 0")
             self.calibrate_normalisers()
             self.share_normalisers(trainees)
-        self._loop(trainees, first)
+        watch = Watch(self, trainees, first)
+        self._loop(trainees, first, watch)
         calibrate_scales(self, [trainee for trainee in trainees if trainee.stopped is None])
+        watch.finish()
         return trainees
 
     def prepare(self, plan: StudentPlan) -> Trainee:
@@ -193,12 +196,13 @@ class Stage:
                 self.show(step, batch, pixels)
                 bar.advance()
 
-    def _loop(self, trainees: list[Trainee], first: int) -> None:
+    def _loop(self, trainees: list[Trainee], first: int, watch: Watch) -> None:
         """All steps from `first` on.
 
         Raises:
             Interrupted: after a step that was finished and saved, if the run is asked to stop.
         """
+        watch.look(first)  # one that was stopped here may not have come to it
         train, log = self.config.train, StageLog(self, trainees, first)
         bar = self.progress.task(f"{self.name}: training", train.steps, first)
         with bar as task, self.stop.finishing():
@@ -223,20 +227,16 @@ class Stage:
                 if all(trainee.stopped is not None for trainee in trainees):
                     self.save(done, trainees)
                     break
+                log.paused(watch.look(done))
                 asked = time.perf_counter()
 
     def _stop_nonfinite(self, trainees: list[Trainee], step: int) -> None:
-        """Stop those with too many steps in a row that were not finite: back to the newest
-        checkpoint after a finite step, since the last updates may have been what broke them."""
+        """Stop those with too many steps in a row not finite, at their last good state."""
         for trainee in trainees:
             if trainee.broken(self.config.train):
-                name = trainee.plan.name
-                for found in whole_checkpoints(self.checkpoints):
-                    if found.bad_runs.get(name) == 0:
-                        load_trainee(found, trainee)
-                        break
+                roll_back(self.checkpoints, trainee)
                 trainee.stopped = step
-                self.progress.say(f"{self.name}/{name} is stopped at step {step}")
+                self.progress.say(f"{self.name}/{trainee.plan.name} is stopped at step {step}")
 
     def step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
         """One batch: each teacher once, then each student forward, backward and update.

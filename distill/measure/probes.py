@@ -1,16 +1,34 @@
-"""Seconds of a run's probes, from small ones."""
+"""Seconds of a run's probes: of those while a stage trains, and of those in the end from small
+ones."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 
+from distill.engine.stage import Stage
+from distill.engine.trainee import Trainee
+from distill.engine.watch import Watch
 from distill.probes.world import World
 from distill.recipe.resolve import validation_sizes
+from distill.recipe.schema import Recipe
 from distill.runner import Runner
 
 FEW_SCENES, MORE_SCENES = 64, 192
 """Scenes of each split in the small probes that the time of all of them is worked out from."""
+
+
+def looks(recipe: Recipe, stage: str) -> int:
+    """How often the students of a stage are probed while they train."""
+    every = None if recipe.validate is None else recipe.validate.every
+    return 0 if every is None else -(-recipe.stages[stage].train.steps // every)
+
+
+def measure_look(stage: Stage, trainees: list[Trainee]) -> float:
+    """Seconds of probing the students of a stage once while they train."""
+    watch = Watch(stage, trainees, 0)
+    watch.probe(1)  # draws the scenes, and is the first that a model sees of this size
+    return watch.probe(2)
 
 
 def measure_probes(runner: Runner) -> float:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.measure.memory import KEEP_FREE, MOST
-from distill.measure.probes import FEW_SCENES, MORE_SCENES
+from distill.measure.probes import FEW_SCENES, MORE_SCENES, looks
 from distill.measure.run import MeasuredStage, Measurement, lowering
 from distill.recipe.build import join
 from distill.recipe.render import WIDTH_WITHOUT_TERMINAL
@@ -92,7 +92,8 @@ def _setting(measured: Measurement, stage: MeasuredStage) -> str:
 
 
 def _remarks(measured: Measurement, stage: MeasuredStage) -> list[str]:
-    """How the largest batch was found, and what to do where the recipe's own does not fit."""
+    """How the largest batch was found, what to do where the recipe's own does not fit, and what its
+    probes take."""
     path, lines = join("stages", stage.name), []
     if not stage.fits:
         setting = _setting(measured, stage)
@@ -106,6 +107,10 @@ def _remarks(measured: Measurement, stage: MeasuredStage) -> list[str]:
             f"{_bytes(stage.line.per_image)} for each image, of {_bytes(stage.limit)} that this "
             f"process can have ({KEEP_FREE:.0%} kept free; loaders not counted)"
         )
+    if "probes" in stage.parts:
+        times = looks(measured.recipe, stage.name)
+        each = duration(stage.parts["probes"] / times)
+        lines.append(f"{stage.name}: probes while it trains, {times} x {each} (measured)")
     return lines
 
 

@@ -19,7 +19,7 @@ from distill.engine.scales import calibrate_scales
 from distill.folder import RunFolder
 from distill.launch import environment, make_accelerator
 from distill.measure.memory import MOST, MemoryLine, largest_by_trying, peak_memory
-from distill.measure.probes import measure_probes
+from distill.measure.probes import looks, measure_look, measure_probes
 from distill.measure.steps import StepTimes, loop_seconds, measure_steps
 from distill.measure.trial import Trial
 from distill.progress import Progress
@@ -152,6 +152,8 @@ def measure_stage(runner: Runner, name: str) -> MeasuredStage:
     tried = stage.device.type == "cuda"
     if tried and largest is None:
         largest = largest_by_trying(trial.fits, at_once)
+    if (times_probed := looks(runner.recipe, name)) > 0:
+        parts["probes"] = times_probed * measure_look(stage, trainees)
     with _timed(parts, "saving"):
         stage.save(train.steps, trainees)
     parts["saving"] *= -(-train.steps // train.save_every)

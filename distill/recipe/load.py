@@ -21,6 +21,7 @@ __all__ = [
     "RecipeError",
     "find_recipe",
     "from_dict",
+    "load_as",
     "load_recipe",
     "prepare",
     "shipped_recipes",
@@ -73,6 +74,19 @@ def prepare(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Recip
     if found:
         raise RecipeError(found)
     return recipe
+
+
+def load_as(kind: Any, path_or_name: str | Path, overrides: Iterable[str] = ()) -> Any:
+    """A YAML file of another dataclass than Recipe, found and overridden as a recipe is.
+
+    Raises:
+        UserError, RecipeError: as `load_recipe`.
+    """
+    config, problems = _overridden(_read(find_recipe(path_or_name)), overrides, kind)
+    made, _, faults, _ = _built(kind, config)
+    if problems or faults:
+        raise RecipeError([*problems, *faults])
+    return made
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -143,21 +157,31 @@ def _plain(recipe: Recipe) -> DictConfig:
     return OmegaConf.create(_escaped(dataclasses.asdict(recipe)))
 
 
-def _overridden(config: DictConfig, overrides: Iterable[str]) -> tuple[DictConfig, list[str]]:
+def _overridden(
+    config: DictConfig, overrides: Iterable[str], kind: Any = Recipe
+) -> tuple[DictConfig, list[str]]:
     problems: list[str] = []
     for override in overrides:
-        _override(config, override, problems)
+        _override(config, override, kind, problems)
     return config, problems
 
 
-def _recipe(config: DictConfig, problems: list[str], everything: bool) -> Recipe:
+def _built(kind: Any, config: DictConfig) -> tuple[Any, Any, list[str], list[str]]:
+    """An instance of `kind`, the plain values that it was made of, all that is wrong with them, and
+    of that what `build` found."""
     unresolved: list[str] = []
     values = _resolved(config, "", unresolved)
     found: list[str] = []
-    recipe = build(Recipe, values, "", found)
+    made = build(kind, values, "", found)
     # What an interpolation that failed left out is not missing as well.
     failed = tuple(line.split(": ", 1)[0] + ":" for line in unresolved)
-    problems = [*problems, *unresolved, *(line for line in found if not line.startswith(failed))]
+    problems = [*unresolved, *(line for line in found if not line.startswith(failed))]
+    return made, values, problems, found
+
+
+def _recipe(config: DictConfig, problems: list[str], everything: bool) -> Recipe:
+    recipe, values, faults, found = _built(Recipe, config)
+    problems = [*problems, *faults]
     if problems:
         more = _beyond(values, found) if everything else []
         raise RecipeError(list(dict.fromkeys([*problems, *more])))
@@ -219,7 +243,7 @@ def _resolved(node: Any, path: str, problems: list[str], depth: int = 0) -> Any:
     return list(values.values()) if is_list else values
 
 
-def _override(config: DictConfig, override: str, problems: list[str]) -> None:
+def _override(config: DictConfig, override: str, kind: Any, problems: list[str]) -> None:
     key, equals, text = override.partition("=")
     if not (key and equals):
         problems.append(f"{override!r}: an override is written key=value")
@@ -229,7 +253,7 @@ def _override(config: DictConfig, override: str, problems: list[str]) -> None:
     except (OmegaConfBaseException, yaml.YAMLError, ValueError):
         problems.append(f"{key}: is no key; write it as in stages.fixed.train.steps=100")
         return
-    fault = _prepare(config, keys)
+    fault = _prepare(config, keys, kind)
     if fault:
         problems.append(fault)
         return
@@ -253,13 +277,12 @@ def _split(key: str) -> list[str]:
     return keys
 
 
-def _prepare(config: DictConfig, keys: list[str]) -> str | None:
-    """What hinders an override of the path `keys`, if anything.
+def _prepare(config: DictConfig, keys: list[str], kind: Any) -> str | None:
+    """What hinders an override of the path `keys` of a `kind`, if anything.
 
     Defaults that are mappings or lists are written into `config` on the way, so that setting
     one entry of them leaves the others as they are.
     """
-    kind: Any = Recipe
     node: Any = config
     path = ""
     for position, key in enumerate(keys):

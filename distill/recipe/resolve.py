@@ -112,6 +112,12 @@ def validation_sizes(recipe: Recipe, validate: ValidateConfig) -> list[int]:
     return validate.sizes or [*recipe.stages.values()][-1].image_sizes[:1]
 
 
+def watched_size(recipe: Recipe, validate: ValidateConfig, stage: str) -> int:
+    """The image size of the probes while a stage trains: the first of those given, else of the
+    stage's own."""
+    return (validate.sizes or recipe.stages[stage].image_sizes)[0]
+
+
 def _top(recipe: Recipe, found: list[str]) -> None:
     from distill.data.sources import check_source
 
@@ -189,6 +195,8 @@ def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
 
     found = result.problems
     found += unknown_names("validate.tasks", validate.tasks, TASKS, "task", empty=True)
+    never = validate.every is None
+    found += unknown_names("validate.fast", validate.fast, TASKS, "task", empty=never)
     found += unknown_names(
         "validate.stages", validate.stages, [*recipe.stages], "stage", empty=True
     )
@@ -203,6 +211,10 @@ def _validate(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
             f"{line} (validate.sizes is by default {sizes}, the first of the last stage)"
             for line in wrong
         ]
+    if not never:
+        # While they train, the students of all stages are probed at the first of these.
+        others = {n: info for n, info in result.students.items() if n not in probed}
+        wrong += no_multiples("validate.sizes", validate.sizes[:1], others)
     found += wrong
     for size in sizes if not wrong else ():
         for name, teacher in result.teachers.items():
@@ -216,6 +228,8 @@ def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
     from students.normalisers import INVERTIBLE
     from teachers import Teacher, families
 
+    asked = {"tasks": validate.tasks, "fast": [] if validate.every is None else validate.fast}
+    where = next((f"validate.{name}" for name, tasks in asked.items() if "masks" in tasks), None)
     taught = {
         t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
     }
@@ -224,9 +238,9 @@ def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
         if name not in taught or INVERTIBLE[normaliser]:
             continue
         decodes = families()[info.spec.family].mask_decoder is not Teacher.mask_decoder
-        if "masks" in validate.tasks and decodes:
+        if where is not None and decodes:
             result.problems.append(
                 f"{join('teachers', name)}.normaliser: {normaliser!r} has no inverse, and "
-                "the task masks (validate.tasks) needs features in this teacher's own space: "
+                f"the task masks ({where}) needs features in this teacher's own space: "
                 "choose another normaliser or leave the task out"
             )

@@ -206,6 +206,10 @@ class ValidateConfig:
     `stages`: whose students are probed (default: all); `sizes`: the image sizes (default: the
     first size of the last stage); `train` and `test`: scenes that probes learn from and are
     scored on.
+
+    `every`: so many steps apart, and at the end of each stage, the probes `fast` are run on the
+    students while they train (default: never), on `fast_scenes` scenes of each split, at the first
+    of `sizes` (default: of the stage's own).
     """
 
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
@@ -214,6 +218,9 @@ class ValidateConfig:
     train: int = field(default=1024, metadata={"least": 64})
     test: int = field(default=1024, metadata={"least": 64})
     seed: int = field(default=0, metadata={"least": 0})
+    every: int | None = field(default=None, metadata={"least": 1})
+    fast: list[str] = field(default_factory=lambda: ["knn", "affinity"])
+    fast_scenes: int = field(default=256, metadata={"least": 64})
 
 
 @dataclass

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class RunContents:
     """A run as its report sees it; what a run may be without is None or empty.
 
     `environment` and `pictures` are environment.json and pictures/pictures.json as they are;
-    `validation` holds `rows` and `untrained_of`; `logs` has the lines of STAGE/log.jsonl by stage;
-    `comparison` is compare.json.
+    `validation` holds `rows` and `untrained_of`; `logs` has the lines of STAGE/log.jsonl by stage
+    and `watched` those of STAGE/validation.jsonl; `comparison` is compare.json.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class RunContents:
     validation: dict[str, Any] | None
     pictures: dict[str, Any] | None
     comparison: dict[str, Any] | None = None
+    watched: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RunContents:
@@ -83,6 +84,9 @@ class RunContents:
             validation=_json(path / "validation.json"),
             pictures=_json(path / "pictures" / "pictures.json"),
             comparison=_json(path / "compare.json"),
+            watched={
+                str(stage): list(_log(path / str(stage) / "validation.jsonl")) for stage in stages
+            },
         )
 
 
@@ -91,21 +95,23 @@ def _json(path: Path) -> Any:
 
 
 def _log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, the last of each (student, step), in order of steps.
+    """The lines of a log, the last of each (student, step) and, of probes, (task, metric), in order
+    of steps.
 
     A run that was stopped and taken up again may have logged steps twice, and may have been
     stopped in the midst of a line.
     """
     if not path.is_file():
         return
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    lines: dict[tuple[int, str, str, str], dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        lines[str(line["student"]), int(line["step"])] = line
-    for key in sorted(lines, key=lambda key: key[1]):
+        probe = str(line.get("task", "")), str(line.get("metric", ""))
+        lines[int(line["step"]), str(line["student"]), *probe] = line
+    for key in sorted(lines, key=lambda key: key[0]):
         yield lines[key]
 
 

@@ -1,4 +1,5 @@
-"""Training curves of a stage: the loss of each student, and the variance explained per teacher."""
+"""Training curves of a stage: the loss of each student, the variance explained per teacher, and
+the probes that were run on the way."""
 
 from __future__ import annotations
 
@@ -43,6 +44,40 @@ def charts(log: Sequence[dict[str, Any]]) -> list[Chart]:
             title = f"Explained variance, {student}"
             out.append(_chart(title, explained, y_range=(0.0, 1.0)))
     return out
+
+
+def probe_charts(lines: Sequence[dict[str, Any]], students: Sequence[str]) -> list[Chart]:
+    """The charts of one stage from the lines of its validation.jsonl, in order of steps.
+
+    One for each metric of each task that was ever measured, with a line per student. `students` in
+    the order of the stage's log, so that they have the colours of their losses.
+    """
+    order = list(dict.fromkeys([*students, *(str(line["student"]) for line in lines)]))
+    out = []
+    for task, metric, better in dict.fromkeys(
+        (str(line["task"]), str(line["metric"]), line["better"]) for line in lines
+    ):
+        series = []
+        for place, student in enumerate(order):
+            own = [
+                line
+                for line in lines
+                if (line["student"], line["task"], line["metric"]) == (student, task, metric)
+            ]
+            if any(line["value"] is not None for line in own):
+                steps = [line["step"] for line in own]
+                values = [line["value"] for line in own]
+                series.append(Series(student, steps, values, place, place // 6))
+        if series:
+            arrow = " \N{DOWNWARDS ARROW}" if better == "lower" else ""
+            out.append(_chart(f"{task} {metric}".replace("_", " ") + arrow, series, dots=True))
+    return out
+
+
+def probe_sizes(lines: Sequence[dict[str, Any]]) -> str:
+    """The image sizes of one stage's validation.jsonl: "64 pixels"."""
+    sizes = sorted({int(line["image_size"]) for line in lines})
+    return f"{' and '.join(map(str, sizes))} pixels"
 
 
 def _explained(lines: Sequence[dict[str, Any]]) -> list[Series]:

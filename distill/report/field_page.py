@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from distill.files import write_whole
@@ -25,13 +24,12 @@ from distill.report.field_table import (
     score_table,
 )
 from distill.report.gallery import read_pictures
-from distill.report.page import breakable, count
+from distill.report.page import breakable, count, style
 from distill.report.resolution import resolution_charts
 
 __all__ = ["render_field_table", "write_field_page"]
 
 _TEMPLATE = Path(__file__).with_name("field.html.jinja")
-_STYLE = Path(__file__).with_name("style.css")
 _WIDE = 1.6
 
 
@@ -63,7 +61,7 @@ def write_field_page(folder: Path) -> Path:
     )
     environment.filters |= {"count": count, "breakable": breakable}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(_STYLE.read_text(encoding="utf-8")),
+        style=style(),
         name=results.get("name") or folder.resolve().name,
         created=_moment(str(results.get("created", ""))),
         models=results["models"],

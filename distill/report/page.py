@@ -13,7 +13,7 @@ from markupsafe import Markup
 from distill.files import write_whole
 from distill.report.compare_page import compare_section
 from distill.report.contents import RunContents
-from distill.report.curves import charts
+from distill.report.curves import charts, probe_charts, probe_sizes
 from distill.report.score_table import score_tables
 from students.errors import UserError
 
@@ -40,12 +40,20 @@ def write_report(run_dir: Path) -> Path:
         facts=_facts(run.environment),
         tables=score_tables(run.validation) if run.validation else [],
         curves={stage: charts(log) for stage, log in run.logs.items() if log},
+        watched=_watched(run),
         pictures=_pictures(run),
         legends=(run.pictures or {}).get("legends", {}),
+        picture_notes=(run.pictures or {}).get("notes", []),
+        style=style(),
     )
     path = run.path / "report.html"
     write_whole(path, page)
     return path
+
+
+def style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup(_TEMPLATE.with_name("style.css").read_text(encoding="utf-8"))
 
 
 def count(number: int) -> str:
@@ -106,6 +114,16 @@ def _times(seconds: float | Mapping[str, float]) -> str:
         return duration(seconds)
     parts = ", ".join(f"{part} {duration(value)}" for part, value in seconds.items())
     return f"{duration(sum(seconds.values()))} ({parts})"
+
+
+def _watched(run: RunContents) -> dict[str, dict[str, Any]]:
+    """For each stage whose students were probed while they trained: at which `sizes`, `drawn`."""
+    found = {}
+    for stage, lines in run.watched.items():
+        drawn = probe_charts(lines, [str(line["student"]) for line in run.logs[stage]])
+        if drawn:
+            found[stage] = {"sizes": probe_sizes(lines), "drawn": drawn}
+    return found
 
 
 def _pictures(run: RunContents) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by colour-blind readers, seen on white and near black."""
 
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 36
-_MOST_POINTS = 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 10, 36
+_MOST_POINTS, _MOST_DOTS = 300, 40
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ def line_chart(
     x_label: str = "step",
     log: bool = False,
     y_range: tuple[float | None, float | None] = (None, None),
+    dots: bool = False,
 ) -> str:
     """An `<svg>` of the series, with axes and ticks; the legend is `legend(series)`.
 
     `label` is what a screen reader says of it. `log` gives a logarithmic y axis, on which values
     that are not positive are gaps. `y_range` fixes either end of the y axis; what lies outside is
     drawn on its edge. A series of more than 300 points is drawn as the means of 300 equal bins.
+    `dots` marks each point of a series of at most 40.
 
     Raises:
         ValueError: if a series has as many x as it has not y.
@@ -95,6 +97,8 @@ def line_chart(
     parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
     for one, line in zip(series, lines, strict=True):
         parts.append(_path(one, line, place))
+        if dots and len(line) <= _MOST_DOTS:
+            parts += _dots(one, line, place)
     return _svg(label, parts)
 
 
@@ -152,6 +156,17 @@ def _path(
             moves.append("h0.01")  # with round caps, a stroke of no length is a dot
         pen_down = True
     return f'<path d="{"".join(moves)}" fill="none" {_stroke(one)}/>'
+
+
+def _dots(
+    one: Series,
+    line: list[tuple[float, float] | None],
+    place: Callable[[float, float], tuple[float, float]],
+) -> list[str]:
+    """A dot at each point: of a few, far apart, the line alone does not say where they are."""
+    colour = PALETTE[one.colour % len(PALETTE)]
+    places = [place(*point) for point in line if point is not None]
+    return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in places]
 
 
 def _stroke(one: Series) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 import distill.measure.run
 import distill.measure.steps
 from distill.cli import main
+from distill.engine.watch import Watch
 from distill.measure import MeasuredStage, Measurement, measure
 from distill.measure.memory import (
     MOST,
@@ -22,6 +23,7 @@ from distill.measure.memory import (
     memory_limit,
     peak_memory,
 )
+from distill.measure.probes import looks, measure_look
 from distill.measure.render import duration, print_measurement
 from distill.measure.steps import StepTimes, chosen_steps, loop_seconds
 from distill.measure.trial import Trial
@@ -275,3 +277,25 @@ def test_check_measures_when_asked(tiny, tmp_path, monkeypatch, capsys):
     assert main(["check", str(path), "--measure", "stages.proxy.train.steps=9"]) == 0
     assert recipes[0].stages["proxy"].train.steps == 9
     assert "measured on the processor" in capsys.readouterr().out
+
+
+def test_probes_on_the_way_are_counted(tiny, tmp_path, monkeypatch):
+    """As often as a run of 6 steps makes them, at the time that the second of two took."""
+    tiny["validate"] = {"every": 4, "fast_scenes": 64}
+    recipe = from_dict(tiny)
+    assert [looks(recipe, "proxy"), looks(from_dict({**tiny, "validate": None}), "proxy")] == [2, 0]
+    tiny["validate"]["every"] = 6
+    assert looks(from_dict(tiny), "proxy") == 1
+    took = iter([50.0, 3.0])
+    monkeypatch.setattr(Watch, "probe", lambda self, step: next(took))
+    made = SimpleNamespace(
+        recipe=recipe,
+        config=recipe.stages["proxy"],
+        folder=tmp_path,
+        accelerator=SimpleNamespace(is_main_process=True),
+    )
+    assert measure_look(made, []) == 3.0
+    text = printed(recipe, stage(parts={**stage().parts, "probes": 6.0}))
+    assert "proxy: probes while it trains, 2 x 3.0 s (measured)" in text
+    assert "about 106 s (5.0 s of it to start)" in text
+    assert "while it trains" not in printed(recipe, stage())

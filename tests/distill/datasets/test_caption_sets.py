@@ -34,7 +34,9 @@ def test_coco(tmp_path, inside):
     # Ids are in no order, and the picture of id 17 has no caption.
     assert len(written.pictures) == 2
     assert len(written.captions) == 7
-    assert_captions(open_evaluation(f"coco-captions:{tmp_path}"), written)
+    data = open_evaluation(f"coco-captions:{tmp_path}")
+    assert_captions(data, written)
+    assert data.notes == ("1 picture without a caption left out",)
 
 
 def test_another_split_of_coco(tmp_path):

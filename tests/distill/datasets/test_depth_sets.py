@@ -22,7 +22,9 @@ def assert_depth(annotated, written, scale):
 
 def test_nyu(tmp_path):
     written = write_nyu(tmp_path)
-    part = open_evaluation(f"nyu:{tmp_path}").parts["depth"]
+    data = open_evaluation(f"nyu:{tmp_path}")
+    part = data.parts["depth"]
+    assert data.notes == ("train: 1 picture whose depth is None left out",)
     assert (part.near, part.far, part.unit) == (0.001, 10.0, "m")
     assert part.crop == (45, 471, 41, 601)
     assert_depth(part.train, written.train, 1000)
