@@ -1,4 +1,4 @@
-"""The command line: `distill run`, `check`, `compare`, `cache` and `teachers`."""
+"""The command line: `distill run`, `check`, `compare`, `cache`, `validate` and `teachers`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ examples:
   distill check mine.yaml                        every error at once, else what it comes to
   distill check mine.yaml --measure              the largest batch that fits, the time it will take
   distill compare compare-quickstart             which teachers are worth learning from
+  distill validate runs/x/multires/vit dinov2-b --data ade20k:/data/ade --tasks segmentation
   distill teachers                               whom to learn from: families and presets
   distill teachers dinov2-b                      what one teacher is: widths, sizes, licence
 
@@ -28,6 +29,11 @@ A run goes on where it stopped when the same command is given again. Every value
 overridden by its path, as `distill check` prints it: stages.fixed.train.lr=1e-4
 """
 
+GOES_ON = {
+    "run": "; the same command goes on from the last checkpoint",
+    "compare": "; the same command goes on from the last checkpoint",
+    "validate": "; the same command goes on where it stopped",
+}
 BAD_INPUT = 2
 CLOSED_PIPE = 141
 
@@ -48,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         if _first_rank():
-            running = arguments.command in ("run", "compare")
-            again = "; the same command goes on from the last checkpoint" if running else ""
+            again = GOES_ON.get(arguments.command, "")
             print(f"distill: {str(stop) or 'interrupted'}{again}", file=sys.stderr)
         return 128 + getattr(stop, "signum", signal.SIGINT)
     except BrokenPipeError:  # the reader, such as head, has gone
@@ -127,6 +132,41 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     cache.add_argument("--info", action="store_true", help="print what the cache holds")
+    validate = commands.add_parser(
+        "validate",
+        help="measure models on the field's own benchmarks, by their published protocols",
+        description="Measure students, proxies, teachers and any other models on data sets in the "
+        "layouts in which people have them (docs/datasets.md), by published protocols. Goes on "
+        "where it stopped. Instead of models, a plan may be named: recipes/published.yaml.",
+        allow_abbrev=False,
+    )
+    validate.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="a run's student (runs/NAME/STAGE/STUDENT), a preset, a folder, a hub id, "
+        "builtin:NAME or a timm name, each maybe as NAME=MODEL; or a plan and KEY=VALUE for it",
+    )
+    validate.add_argument(
+        "--data", metavar="LAYOUT:PATH", nargs="+", default=[], help="data sets: ade20k:/data/ade"
+    )
+    validate.add_argument(
+        "--tasks", metavar="TASK", nargs="+", default=[], help="default: all that the data allow"
+    )
+    validate.add_argument(
+        "--size", metavar="PIXELS", nargs="+", type=int, default=[], help="default: a model's own"
+    )
+    validate.add_argument(
+        "--dense-size", metavar="PIXELS", nargs="+", type=int, default=[], help="of dense tasks"
+    )
+    validate.add_argument(
+        "--curve", action="store_true", help="dense tasks at 0.5, 1, 1.5 and 2 times the size"
+    )
+    validate.add_argument(
+        "--out", metavar="FOLDER", help="where results go (default: validation/NAME)"
+    )
+    validate.add_argument("--batch", metavar="N", type=int, default=64, help="images at once")
+    validate.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes")
     for command in (run, check, compare, cache):
         command.add_argument(
             "recipe",
@@ -177,7 +217,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         commands.choices[arguments.command].error(f"unknown option {unknown[0]}")
-    arguments.overrides += rest
+    if arguments.command != "validate":
+        arguments.overrides += rest
+    elif rest:
+        validate.error(f"{rest[0]}: models stand before the options")
     return arguments
 
 
@@ -242,6 +285,22 @@ def _check(arguments: argparse.Namespace) -> None:
         print_measurement(measure(found.recipe, progress, starting))
 
 
+def _validate(arguments: argparse.Namespace) -> None:
+    from distill.protocols.command import validate_command
+
+    validate_command(
+        arguments.models,
+        data=arguments.data,
+        tasks=arguments.tasks,
+        sizes=arguments.size,
+        dense_sizes=arguments.dense_size,
+        curve=arguments.curve,
+        out=arguments.out,
+        batch=arguments.batch,
+        workers=arguments.workers,
+    )
+
+
 def _teachers(arguments: argparse.Namespace) -> None:
     from distill.teachers_command import markdown, print_teacher, print_teachers
 
@@ -258,6 +317,7 @@ COMMANDS = {
     "check": _check,
     "compare": _compare,
     "cache": _cache,
+    "validate": _validate,
     "teachers": _teachers,
 }
 

@@ -101,10 +101,11 @@ class FieldTask:
     """A task by its published protocol.
 
     `part`: what it needs of a data set, a key of EvaluationSet.parts, or "" where any pictures do.
-    `metrics`: those that it always gives, percent unless the protocol says otherwise; of those in
-    `lower` a lower value is better. `kind`: "summary", "dense" or "both", the tokens that it
-    reads; dense tasks are repeated at several sizes for the curve of resolutions. `protocol`: one line. `run`
-    raises CannotProbe where the model lacks what is needed, NothingToScore where the data does.
+    `kind`: "summary", "dense" or "both", the tokens that it reads; dense tasks are repeated at
+    several sizes for the curve of resolutions. `metrics`: those that it always gives, percent
+    unless the protocol says otherwise; of those in `lower` a lower value is better. `protocol`: one
+    line. `run` raises CannotProbe where the model lacks what is needed, NothingToScore where the
+    data does.
     """
 
     name: str
