@@ -51,7 +51,11 @@ def load_recipe(
         UserError: there is no such file, or it is no YAML mapping.
         RecipeError: everything that is wrong with the recipe and the overrides, at once.
     """
-    return _recipe(*_overridden(_read(find_recipe(path_or_name)), overrides), everything)
+    path = find_recipe(path_or_name)
+    config = _read(path)
+    if "models" in config and "stages" not in config:
+        raise UserError(f"{path} is no recipe but a plan for `distill validate`")
+    return _recipe(*_overridden(config, overrides), everything)
 
 
 def prepare(recipe: Recipe | str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -245,6 +245,8 @@ def test_the_published_models_go_the_whole_way(published, tmp_path):
 def test_a_plan_without_its_data_says_where_to_put_it(capsys):
     assert main(["validate", "published"]) == 2
     assert "data.imagenet: '???' has to be replaced by a value" in capsys.readouterr().err
+    assert main(["check", "published"]) == 2
+    assert "is no recipe but a plan for `distill validate`" in capsys.readouterr().err
 
 
 def test_the_pictures_are_the_built_in_scenes(measured):
