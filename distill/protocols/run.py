@@ -221,7 +221,10 @@ def _result(
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     kept = folder / "rows" / f"{digest}.json"
     shown: dict[str, Tensor] = {}
-    if (before := _read(kept)) is not None:
+    before = _read(kept)
+    # None writes it until all have looked, or some would do the work and others not.
+    accelerator.wait_for_everyone()
+    if before is not None:
         # Names are the plan's, not the content's.
         names = {"model": subject.model.name, "dataset": work.data}
         return [row | names for row in before], kept.with_suffix(".safetensors")

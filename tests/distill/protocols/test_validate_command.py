@@ -1,8 +1,10 @@
 """`distill validate` from end to end, on the built-in world and on data as people have them."""
 
 import json
+import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,23 @@ def test_two_ranks_measure_what_one_does(measured, tmp_path):
     on_ranks(lambda: measure(tmp_path), seconds=120)
     found = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert numbers(found) == pytest.approx(numbers(whole), rel=1e-5)
+
+
+def test_a_rank_that_is_late_does_the_same_work(measured, tmp_path, monkeypatch):
+    """Nothing is to be had of SAM's summary: the first rank is done with it at once."""
+    _, whole = measured
+    read = running._read
+
+    def late(path):
+        if os.environ["RANK"] == "1":
+            time.sleep(0.3)
+        return read(path)
+
+    monkeypatch.setattr(running, "_read", late)
+    on_ranks(lambda: measure(tmp_path, models=TINY[1:], tasks=["knn", "affinity"]), seconds=60)
+    found = json.loads((tmp_path / "results.json").read_text())["rows"]
+    expected = {k: v for k, v in numbers(whole).items() if k[:2] in {("sam", "affinity")}}
+    assert numbers(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_curve_of_resolutions(tmp_path):
