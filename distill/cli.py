@@ -1,4 +1,4 @@
-"""The command line: `distill run`, `check`, `compare`, `cache`, `validate` and `teachers`."""
+"""The command line: `distill run`, `check`, `compare`, `cache`, `validate`, `export`, `teachers`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ examples:
   distill check mine.yaml --measure              the largest batch that fits, the time it will take
   distill compare compare-quickstart             which teachers are worth learning from
   distill validate runs/x/multires/vit dinov2-b --data ade20k:/data/ade --tasks segmentation
+  distill export runs/x/multires/vit --to vit    a folder that needs nothing of this project
   distill teachers                               whom to learn from: families and presets
   distill teachers dinov2-b                      what one teacher is: widths, sizes, licence
 
@@ -94,6 +95,8 @@ def _terminated_in_order() -> Iterator[None]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from distill.export import command as export_options
+
     parser = argparse.ArgumentParser(
         prog="distill",
         description="Distil vision foundation models into one small encoder, by a recipe.",
@@ -167,6 +170,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     validate.add_argument("--batch", metavar="N", type=int, default=64, help="images at once")
     validate.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes")
+    export = commands.add_parser(
+        "export",
+        help="a finished student into a folder of its own, or to the Hub",
+        description=export_options.DESCRIPTION,
+        allow_abbrev=False,
+    )
+    export_options.add_arguments(export)
     for command in (run, check, compare, cache):
         command.add_argument(
             "recipe",
@@ -217,10 +227,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         commands.choices[arguments.command].error(f"unknown option {unknown[0]}")
-    if arguments.command != "validate":
+    if hasattr(arguments, "overrides"):
         arguments.overrides += rest
     elif rest:
-        validate.error(f"{rest[0]}: models stand before the options")
+        advice = ": models stand before the options" if arguments.command == "validate" else ""
+        commands.choices[arguments.command].error(f"{rest[0]!r} is too much{advice}")
     return arguments
 
 
@@ -301,6 +312,12 @@ def _validate(arguments: argparse.Namespace) -> None:
     )
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from distill.export.command import export_command
+
+    export_command(arguments)
+
+
 def _teachers(arguments: argparse.Namespace) -> None:
     from distill.teachers_command import markdown, print_teacher, print_teachers
 
@@ -318,6 +335,7 @@ COMMANDS = {
     "compare": _compare,
     "cache": _cache,
     "validate": _validate,
+    "export": _export,
     "teachers": _teachers,
 }
 
