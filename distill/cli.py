@@ -1,4 +1,4 @@
-"""The command line: `distill run`, `check`, `compare`, `cache`, `validate`, `export`, `teachers`."""
+"""The command line: `distill run`, and the other commands that its help lists."""
 
 from __future__ import annotations
 
