@@ -142,7 +142,7 @@ class _Best:
             # topk leaves open which of equal values it takes; the k-th value itself is certain.
             wanted = cosine >= cosine.topk(self.k, sorted=False).values.amin(1, keepdim=True)
         self.begun = True
-        query, column = wanted.nonzero(as_tuple=True)
+        query, column = _where(wanted)
         if not len(query):
             return
         count = wanted.new_zeros(len(cosine), dtype=torch.int64).index_add_(
@@ -159,3 +159,14 @@ class _Best:
         order = torch.cat([self.cosine, values], 1).sort(dim=1, descending=True, stable=True)
         self.cosine = order.values[:, : self.k]
         self.rows = torch.cat([self.rows, rows], 1).gather(1, order.indices[:, : self.k])
+
+
+def _where(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the few that are true of `wanted` (M, n), in order."""
+    if wanted.shape[1] % 8:
+        row, column = wanted.nonzero(as_tuple=True)
+        return row, column
+    # Eight at a time, as whole numbers, which is several times faster.
+    row, word = wanted.view(torch.int64).nonzero(as_tuple=True)
+    found, bit = wanted.unflatten(1, (-1, 8))[row, word].nonzero(as_tuple=True)
+    return row[found], word[found] * 8 + bit

@@ -54,6 +54,7 @@ class Tiny(nn.Module):
         self.to(dtype)
         self.summary, self.dense = summary, dense
         self.seen, self.stop_at, self.nan_at, self.gradients = 0, None, None, False
+        self.value = float("nan")
 
     def forward(self, pixels, size=None):
         assert size == 8
@@ -64,7 +65,8 @@ class Tiny(nn.Module):
         self.seen += len(pixels)
         out = self.norm(self.conv(pixels.to(self.conv.weight.dtype))).permute(0, 2, 3, 1)
         if self.nan_at is not None and self.seen >= self.nan_at:
-            out = out * float("nan")
+            out = out.clone()
+            out[-1, -1, -1, -1] = self.value
         self.gradients |= out.requires_grad
         return Features(
             out.mean((1, 2)) if self.summary else None, out.contiguous() if self.dense else None
@@ -261,9 +263,11 @@ def test_unreadable_pictures_are_all_counted(tmp_path):
     assert asked(store(tmp_path), Tiny()).summary is not None
 
 
-def test_features_that_are_not_finite_are_never_kept(tmp_path):
-    encoder = Tiny()
-    encoder.nan_at = CHUNK + 1
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("summary", [True, False])
+def test_features_that_are_not_finite_are_never_kept(tmp_path, value, summary):
+    encoder = Tiny(torch.bfloat16, summary=summary)
+    encoder.nan_at, encoder.value = CHUNK + 1, float(value)
     for _ in range(2):
         with pytest.raises(CannotProbe, match=r"^vit gives features that are not finite numbers$"):
             asked(store(tmp_path), encoder, name="vit")

@@ -120,3 +120,11 @@ def test_a_model_without_a_summary_cannot():
     labels = torch.zeros(20, dtype=torch.int64)
     with pytest.raises(CannotProbe, match="vit has no summary"):
         TASK.run(classified.setting(dense, dense, [labels, labels], 1))
+
+
+@pytest.mark.parametrize("width", [5, 8, 64, 65])
+def test_where_is_nonzero(width):
+    wanted = torch.rand(30, width, generator=torch.Generator().manual_seed(width)) < 0.1
+    row, column = search._where(wanted)
+    assert torch.stack([row, column], 1).tolist() == np.argwhere(wanted.numpy()).tolist()
+    assert len(row)
