@@ -41,6 +41,7 @@ def test_every_file_of_the_packages_is_there(installed):
     assert {path.name for path in (installed / "distill/_recipes").iterdir()} == recipes
 
 
+@pytest.mark.slow
 def test_a_shipped_recipe_is_found_without_the_checkout(installed, tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-m", "distill", "check", "quickstart"],

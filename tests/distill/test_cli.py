@@ -188,6 +188,7 @@ def shadows(tmp_path):
 
 
 @pytest.mark.parametrize("command", [[str(SCRIPT)], [sys.executable, "-m", "distill"]])
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_is_left_alone(shadows, command):
     done = subprocess.run(
         [*command, "check", "plain", "seed=x"], cwd=shadows, capture_output=True, text=True
@@ -196,6 +197,7 @@ def test_a_folder_of_the_same_name_is_left_alone(shadows, command):
     assert done.stderr == "distill: seed: expected a whole number, got 'x'\n"
 
 
+@pytest.mark.slow
 def test_a_checkout_runs_as_a_module_from_its_own_folder():
     # Without site, the libraries are found and an editable installation is not.
     libraries = str(Path(omegaconf.__file__).parent.parent)

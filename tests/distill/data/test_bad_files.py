@@ -351,6 +351,7 @@ def test_every_cut_is_noticed(kind):
             decode_image_bytes(data[:length])
 
 
+@pytest.mark.slow
 def test_damage_never_ends_the_process(tmp_path):
     """In a process of its own: a decoder that crashes would take the tests along."""
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):

@@ -228,6 +228,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_paths(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],

@@ -111,6 +111,7 @@ def test_replacements_are_others_first_of_the_same_shard():
     assert pair != [shard_and_place(i) for i in lanes.replacements(5, int(sample_index(1, 0)))]
 
 
+@pytest.mark.slow
 def test_a_hundred_million_samples_take_little_memory():
     code = """
 import sys

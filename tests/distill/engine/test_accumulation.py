@@ -5,6 +5,7 @@ from launch import assert_same_run, run_on, varied
 
 
 @pytest.mark.parametrize("at_once", [3, 1])
+@pytest.mark.slow
 def test_parts_are_the_whole(tiny, tmp_path, teacher_calls, at_once):
     config = varied(tiny)
     run_on(1, config, tmp_path / "whole")

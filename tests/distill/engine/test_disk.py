@@ -64,6 +64,7 @@ def refused(config, folder):
     return line
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_moment(small, tmp_path, disk):
     """From no room at all to enough: whatever could not be written, more room is all it takes."""
     whole_run(small, tmp_path / "whole")

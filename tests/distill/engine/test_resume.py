@@ -113,6 +113,7 @@ def test_killed_at_any_moment(tiny, tmp_path):
     assert killed == 20
 
 
+@pytest.mark.slow
 def test_a_student_that_comes_later_goes_on_too(tiny, tmp_path):
     """Its pass has checkpoints of its own; those of the others are not in its way."""
     later = tiny["stages"]["multires"]["students"].pop("vit")

@@ -85,6 +85,7 @@ def drops_and_batch_statistics(tiny):
     return tiny
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_for_bit(tiny, tmp_path):
     """Also if it is killed on the way; and the lines are the same: none is missing, none there
     twice."""
@@ -112,6 +113,7 @@ def test_training_is_the_same_bit_for_bit(tiny, tmp_path):
             assert all(values[step, s, task] is not None for step in (2, 4, 6, 8) for s in students)
 
 
+@pytest.mark.slow
 def test_every_may_change_on_the_way(tiny, tmp_path):
     for stage in tiny["stages"].values():
         stage["train"] |= {"steps": 8, "save_every": 2}
@@ -131,6 +133,7 @@ def test_every_may_change_on_the_way(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.slow
 def test_the_last_lines_are_the_probes_of_the_exported_students(tiny, tmp_path, ema):
     for stage in tiny["stages"].values():
         stage["train"] |= {"steps": 5, "lr": 0.03, "ema": ema}  # the end is no multiple of `every`

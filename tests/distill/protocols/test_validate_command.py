@@ -106,6 +106,7 @@ def test_the_page_has_every_model_and_task(measured):
     assert groups[1]["columns"] == ["truth", "sam"]
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(measured, tmp_path, monkeypatch, teacher_calls):
     """Stopped after the third result: what is there is not computed again."""
     _, whole = measured
@@ -240,6 +241,7 @@ def published(tmp_path, teacher_folders, monkeypatch):
     return changes
 
 
+@pytest.mark.slow
 def test_the_published_models_go_the_whole_way(published, tmp_path):
     """recipes/published.yaml with random weights, on tiny data in the published layouts."""
     rows = validate_command(["published", *published], out=tmp_path / "out", quiet=True)
