@@ -96,6 +96,8 @@ def _terminated_in_order() -> Iterator[None]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     from distill.export import command as export_options
+    from distill.formats import bench_command as bench_options
+    from distill.formats.command import add_format_arguments
 
     parser = argparse.ArgumentParser(
         prog="distill",
@@ -177,6 +179,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     export_options.add_arguments(export)
+    add_format_arguments(export)
+    bench = commands.add_parser(
+        "bench",
+        help="time a student in every format, beside its teachers",
+        description=bench_options.DESCRIPTION,
+        allow_abbrev=False,
+    )
+    bench_options.add_arguments(bench)
     for command in (run, check, compare, cache):
         command.add_argument(
             "recipe",
@@ -314,8 +324,25 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from distill.export.command import export_command
+    from distill.formats.command import write_formats
 
-    export_command(arguments)
+    if arguments.formats or arguments.quantize:
+        write_formats(
+            arguments.student,
+            arguments.formats,
+            arguments.quantize,
+            sizes=arguments.size,
+            calibration=arguments.calibration,
+            probe=arguments.probe,
+        )
+    if arguments.to or arguments.push or not arguments.formats:
+        export_command(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from distill.formats.bench_command import bench_command
+
+    bench_command(arguments)
 
 
 def _teachers(arguments: argparse.Namespace) -> None:
@@ -336,6 +363,7 @@ COMMANDS = {
     "cache": _cache,
     "validate": _validate,
     "export": _export,
+    "bench": _bench,
     "teachers": _teachers,
 }
 
