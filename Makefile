@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two processes; threads that wait for work leave the cores to the other one.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: quickstart test check fast clean
 
@@ -9,10 +11,10 @@ quickstart: $(READY)  ## the main job, offline: a few minutes on two cores
 	$(BIN)/distill run quickstart
 
 test: $(READY) check  ## style, types and all tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 fast: $(READY)  ## the tests that take no more than a few seconds each
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .
