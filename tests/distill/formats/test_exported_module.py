@@ -12,9 +12,10 @@ def same(student, height, width):
     pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = student(pixels, (height, width))
-        summary, dense = exported_module(student)(pixels)
-    torch.testing.assert_close(summary, ours.summary, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(dense, ours.dense, atol=1e-5, rtol=1e-5)
+        given = [exported_module(student, fused_attention=fused)(pixels) for fused in (True, False)]
+    for summary, dense in given:
+        torch.testing.assert_close(summary, ours.summary, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(dense, ours.dense, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -158,6 +158,7 @@ def test_a_second_run_computes_nothing_and_a_killed_one_only_what_is_missing(tmp
 
 
 def kill_while_writing(folder):
+    torch.set_num_threads(1)  # the threads of OpenMP do not outlive a fork
     encoder = Tiny()
     import distill.protocols.chunks as chunks
 
@@ -301,6 +302,7 @@ def test_two_ranks_in_turn_give_the_same_with_each_picture_once(tmp_path, truth)
 
 
 def rank_of_two(rank, folder, answers):
+    torch.set_num_threads(1)  # the threads of OpenMP do not outlive a fork
     torch.distributed.init_process_group(
         "gloo", rank=rank, world_size=2, init_method=f"file://{folder}/meeting"
     )
