@@ -43,13 +43,21 @@ class ExportedModule(nn.Module):
         return features.summary, features.dense
 
 
-def exported_module(student: Student) -> ExportedModule:
+def exported_module(student: Student, *, fused_attention: bool = True) -> ExportedModule:
     """A copy of the student on the CPU in float32 and eval, made so that it can be traced; the
-    student stays as it is."""
+    student stays as it is.
+
+    `fused_attention`: by torch's one operator where timm has it, else by products and a softmax,
+    which runtimes without that operator know better than what torch takes it apart to.
+    """
     model, normalise = copy.deepcopy((student.model, student.normalise))
     _merge_biases(model)
     _free_positions(model)
     _fix_padding(model)
+    if not fused_attention:
+        for attention in model.modules():
+            if hasattr(attention, "fused_attn"):
+                attention.fused_attn = False
     module = ExportedModule(model, normalise).cpu().float()
     return module.eval().requires_grad_(False)
 

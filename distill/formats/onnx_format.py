@@ -38,7 +38,8 @@ def write_onnx(path: Path, student: Student) -> None:
             f"{student.arch} has {student.parameter_count:,} parameters, and one ONNX file holds "
             f"at most {_LARGEST // 4:,}: export a student, not a proxy"
         )
-    program = trace(exported_module(student), student, student.size, dynamic=True)
+    module = exported_module(student, fused_attention=False)
+    program = trace(module, student, student.size, dynamic=True)
     try:
         made = torch.onnx.export(
             program,
