@@ -36,7 +36,7 @@ from distill.cache import (  # noqa: E402
 from distill.cache.catalogue import Catalogue, RowKeys, source_digest  # noqa: E402
 from distill.cache.shard import RECORD, record_checks, rows_of_shard  # noqa: E402
 from distill.scenes.dataset import Scenes  # noqa: E402
-from students.normalisers import Moments  # noqa: E402
+from students.moments import Moments  # noqa: E402
 from teachers import TeacherSpec, load_teacher  # noqa: E402
 
 BATCH, ROUNDS, CALIBRATION = 8, 7, 32

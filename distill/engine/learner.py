@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from distill.engine.targets import Rows
+from distill.engine.rows import Rows
 from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
 from students.keys import key

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.engine.objective import compare
 from distill.engine.parts import Part
-from distill.engine.targets import Rows
+from distill.engine.rows import Rows
 from distill.engine.trainee import Trainee
 from distill.losses import best_scale
 

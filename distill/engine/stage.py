@@ -14,6 +14,7 @@ from distill.data.bad_samples import Account, BadSamples
 from distill.data.loader import Batch, batches
 from distill.data.photometrics import photometrics
 from distill.data.source import Source
+from distill.engine.calibration import calibrate
 from distill.engine.checkpoint import (
     damage,
     give_parts,
@@ -28,8 +29,9 @@ from distill.engine.log import StageLog
 from distill.engine.objective import compare
 from distill.engine.parts import Part, parts_of
 from distill.engine.precision import autocast_dtype
+from distill.engine.rows import Rows, rows_seen
 from distill.engine.scales import calibrate_scales
-from distill.engine.targets import Rows, TargetTeacher, calibrate, rows_seen, widths
+from distill.engine.targets import TargetTeacher, widths
 from distill.engine.trainee import Trainee
 from distill.engine.watch import Watch
 from distill.optim import learning_rate

@@ -147,6 +147,8 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"{path}: no YAML text: {reason}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError(f"{path}: its aliases (&name, *name) contain themselves") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     # OmegaConf reads a lone word as a mapping from it to nothing.

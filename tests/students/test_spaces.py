@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from students import Features, Space, Spaces, UserError
-from students.normalisers import Moments, Normaliser
+from students.moments import Moments
+from students.normalisers import Normaliser
 from students.spaces import adapter_parameters, build_adapter
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distill.engine.rows import Rows, rows_seen
 from distill.engine.stage import Stage
-from distill.engine.targets import Rows, rows_seen
 from distill.recipe.load import from_dict
 from distill.recipe.resolve import problems
 from distill.runner import run

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from distill.engine.parts import Part
 from distill.engine.placement import load_placed, notes_of_sharding
+from distill.engine.rows import rows_seen
 from distill.engine.sharding import blocks
-from distill.engine.targets import TargetTeacher, rows_seen
+from distill.engine.targets import TargetTeacher
 from distill.launch import make_accelerator
 from distill.recipe.load import from_dict
 from distill.recipe.resolve import problems
