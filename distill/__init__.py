@@ -10,11 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.recipe.schema import (
+    from distill.recipe.learning import (
         AdapterConfig,
+        BalanceConfig,
+        LossConfig,
+        MaskedConfig,
+        PartitionConfig,
+        TeacherLossConfig,
+    )
+    from distill.recipe.schema import (
         DataConfig,
         ExportConfig,
-        LossConfig,
         Recipe,
         SourceConfig,
         StageConfig,
@@ -30,9 +36,18 @@ _WHERE = {
     **dict.fromkeys(
         (
             "AdapterConfig",
+            "BalanceConfig",
+            "LossConfig",
+            "MaskedConfig",
+            "PartitionConfig",
+            "TeacherLossConfig",
+        ),
+        "distill.recipe.learning",
+    ),
+    **dict.fromkeys(
+        (
             "DataConfig",
             "ExportConfig",
-            "LossConfig",
             "Recipe",
             "SourceConfig",
             "StageConfig",
@@ -50,15 +65,19 @@ _WHERE = {
 
 __all__ = [
     "AdapterConfig",
+    "BalanceConfig",
     "DataConfig",
     "ExportConfig",
     "LossConfig",
+    "MaskedConfig",
+    "PartitionConfig",
     "Recipe",
     "Result",
     "SourceConfig",
     "StageConfig",
     "StudentConfig",
     "TeacherConfig",
+    "TeacherLossConfig",
     "TrainConfig",
     "ValidateConfig",
     "ViewsConfig",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.engine.rows import Rows
-from distill.recipe.schema import AdapterConfig, Recipe, StageConfig, StudentConfig
+from distill.recipe.learning import AdapterConfig
+from distill.recipe.schema import Recipe, StageConfig, StudentConfig
 from students import Features, Space, Spaces, Student, build_student, load_student
 from students.keys import key
 from students.pixels import Size

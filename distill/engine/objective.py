@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distill.losses import token_loss
-from distill.recipe.schema import LossConfig
+from distill.recipe.learning import LossConfig
 from students import Features, match_grids
 
 

@@ -11,8 +11,9 @@ from distill.data.sources import count_samples
 from distill.lineage import warnings
 from distill.recipe.build import RecipeError
 from distill.recipe.checks import Survey
+from distill.recipe.learning import AdapterConfig
 from distill.recipe.resolve import survey
-from distill.recipe.schema import AdapterConfig, Recipe, StudentConfig
+from distill.recipe.schema import Recipe, StudentConfig
 from distill.recipe.stages import tokens_of, unseeded
 from students.encoder import StudentInfo
 from students.spaces import adapter_parameters

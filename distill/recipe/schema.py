@@ -11,9 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-LOSS_TERMS = ("cosine", "smooth_l1", "mse")
-NORMALISERS = ("standardise", "none", "l2")
-ADAPTERS = ("mlp", "linear")
+from distill.recipe.learning import (
+    OBJECTIVES,
+    AdapterConfig,
+    BalanceConfig,
+    LossConfig,
+    MaskedConfig,
+    PartitionConfig,
+)
+
+NORMALISERS = ("standardise", "none", "l2", "ema", "phi_s")
 VIEW_POLICIES = ("eupe", "flip", "centre")
 TRACKERS = ("tensorboard", "wandb")
 CACHE_FORMATS = ("exact", "float16", "bfloat16", "int8")
@@ -37,12 +44,14 @@ class SourceConfig:
     `hf:NAME,split=train,column=image`.
 
     `share` of all images; `homogeneous`: as so many batches that are wholly from this source, the
-    rest of them mixed. `allow_pipe`: whether a `webdataset:pipe:` source may run its commands.
+    rest of them mixed. `teachers`: those that see its images, and no others do (default: all of a
+    stage). `allow_pipe`: whether a `webdataset:pipe:` source may run its commands.
     """
 
     source: str
     share: float = field(default=1.0, metadata={"above": 0.0})
     homogeneous: bool = False
+    teachers: list[str] = field(default_factory=list)
     allow_pipe: bool = False
 
 
@@ -90,6 +99,9 @@ class TeacherConfig:
     default is the students'), `shard` (its blocks split over the ranks). `mean` and `std`: pixel
     statistics for a checkpoint that brings none. `trust_remote_code` and `allow_pickle`: what a
     checkpoint may bring along.
+
+    `normaliser` makes targets of its features; `momentum`: of `ema`, the share of a batch's own
+    statistics that enters the running ones.
     """
 
     family: str | None = field(default=None, kw_only=True)
@@ -109,25 +121,8 @@ class TeacherConfig:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     normaliser: str = field(default="standardise", metadata={"choices": NORMALISERS})
+    momentum: float = field(default=0.01, metadata={"above": 0.0, "most": 1.0})
     weight: float = field(default=1.0, metadata={"above": 0.0})
-
-
-@dataclass
-class AdapterConfig:
-    """The head that maps a student's tokens to a teacher's (EUPE: an MLP of width 1536)."""
-
-    kind: str = field(default="mlp", metadata={"choices": ADAPTERS})
-    hidden: int = field(default=1536, metadata={"least": 1})
-
-
-@dataclass
-class LossConfig:
-    """Weights of the loss terms by token kind, and how grids are matched before them."""
-
-    summary: dict[str, float] = field(default_factory=lambda: {"cosine": 1.0})
-    dense: dict[str, float] = field(default_factory=lambda: {"cosine": 0.9, "smooth_l1": 0.1})
-    beta: float = field(default=1.0, metadata={"above": 0.0})
-    grid: str = field(default="larger", metadata={"choices": ("larger", "teacher", "student")})
 
 
 @dataclass
@@ -188,15 +183,27 @@ class StageConfig:
     `image_sizes` are the students'; each step draws one. A teacher draws independently: from its
     own `sizes` where it has some, else from `teacher_sizes`, else an earlier stage's student from
     `image_sizes`, and any other teacher is shown its native size.
+
+    `partitions` of each batch may have other sizes, and fewer teachers (AM-RADIO). `objective`:
+    students `match` their teachers' features of the whole image, or learn `masked`.
     """
 
     students: dict[str, StudentConfig]
     image_sizes: list[int]
     teacher_sizes: list[int] = field(default_factory=list)
+    partitions: dict[str, PartitionConfig] = field(default_factory=dict)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    objective: str = field(default="match", metadata={"choices": OBJECTIVES})
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     calibration_batches: int = field(default=500, metadata={"least": 1})
+
+    def all_sizes(self) -> list[int]:
+        """Every size in pixels at which students are trained, those of partitions too."""
+        own = [size for part in self.partitions.values() for size in part.image_sizes]
+        return list(dict.fromkeys([*self.image_sizes, *own]))
 
 
 @dataclass

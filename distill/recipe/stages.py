@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING
 
 from distill.recipe.build import join
 from distill.recipe.checks import Survey, given_twice, no_multiples, unknown_names
-from distill.recipe.schema import (
-    LOSS_TERMS,
-    LossConfig,
-    Recipe,
-    StageConfig,
-    StudentConfig,
-)
+from distill.recipe.learning import LOSS_TERMS, LossConfig
+from distill.recipe.schema import Recipe, StageConfig, StudentConfig
 from students.errors import UserError, did_you_mean
 from students.features import TOKEN_KINDS
 

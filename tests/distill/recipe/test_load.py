@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from distill.recipe import load
+from distill.recipe.learning import LossConfig
 from distill.recipe.load import (
     RecipeError,
     find_recipe,
@@ -13,7 +14,7 @@ from distill.recipe.load import (
     prepare,
     to_yaml,
 )
-from distill.recipe.schema import LossConfig, Recipe
+from distill.recipe.schema import Recipe
 from students.errors import UserError
 
 SMALL = """

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from distill.recipe.learning import AdapterConfig
 from distill.recipe.load import RecipeError, from_dict, prepare
 from distill.recipe.resolve import problems, survey
-from distill.recipe.schema import AdapterConfig
 from students import build_student
 
 
