@@ -6,6 +6,7 @@ For a teacher that is a silent failure, so here it is an error.
 
 from __future__ import annotations
 
+import logging as python_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,18 @@ from teachers.spec import DTYPES
 
 # What a part's weights are called by in the file of a whole model.
 PARTS = ("vision_model.", "text_model.", "backbone.")
+
+
+@contextmanager
+def torch_quiet() -> Iterator[None]:
+    """Without what torch has to say of torchao, which transformers imports where it is there."""
+    log = python_logging.getLogger("torch.utils._pytree")
+    level = log.level
+    log.setLevel(python_logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from students.features import TOKEN_KINDS, Features, concatenated
 from students.pixels import PixelNorm, Size, resize
 from teachers import checkpoint as files
 from teachers.checkpoint import Checkpoint
-from teachers.loading import choose_dtype
+from teachers.loading import choose_dtype, torch_quiet
 from teachers.presets import with_known_facts
 from teachers.spec import DTYPES, FamilyCard, TeacherInfo, TeacherSpec
 
@@ -179,7 +179,8 @@ def families() -> dict[str, type[Teacher]]:
         if entry.name in _FAMILIES:
             continue
         try:
-            family = entry.load()
+            with torch_quiet():
+                family = entry.load()
         except Exception as error:  # another package's code: whatever it raises
             raise UserError(
                 f"teacher family {entry.name!r} of the package "
@@ -218,7 +219,8 @@ def describe_teacher(spec: TeacherSpec) -> TeacherInfo:
     """
     family = _family(spec)
     _check_names(spec)
-    return _described(family, spec, family.locate(spec))
+    with torch_quiet():
+        return _described(family, spec, family.locate(spec))
 
 
 def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teacher:
@@ -238,7 +240,8 @@ def load_teacher(spec: TeacherSpec, device: str | torch.device = "cpu") -> Teach
         if problem:
             raise UserError(problem)
     device = torch.device(device)
-    teacher = family(info, checkpoint, choose_dtype(spec.dtype, device))
+    with torch_quiet():
+        teacher = family(info, checkpoint, choose_dtype(spec.dtype, device))
     return teacher.to(device)
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -230,7 +231,8 @@ def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
         multiprocessing_context=context if workers else None,
         worker_init_fn=partial(_outlive_signals, os.getpid(), told) if workers else None,
     )
-    iterator = iter(loader)
+    with _signals_held():
+        iterator = iter(loader)
     # Where this generator is never closed, before the loader waits for its workers.
     atexit.register(end_workers)
     finalizing = sys.is_finalizing
@@ -246,6 +248,22 @@ def _iterate(made: _Steps, order: range, workers: int) -> Iterator[Batch]:
             atexit.unregister(end_workers)
 
 
+_HELD = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What is forked here starts with these signals held back, until it has made itself deaf."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outlive_signals(parent: int, told: Connection, _worker: int) -> None:
     """Makes a worker deaf to what stops the main process, and ends it when that is gone.
 
@@ -253,6 +271,8 @@ def _outlive_signals(parent: int, told: Connection, _worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     threading.Thread(target=_end_with, args=(parent, told), daemon=True).start()
 
 

@@ -129,8 +129,8 @@ def test_a_shard_that_cannot_be_had_is_one_line(tmp_path, answers, words, asked,
         assert "\n" not in message
         assert "pass-word" not in message
         assert "s-e-c" not in message
-        # A worker may have tried the next step as well by the time the error is heard of.
-        assert asked <= len(server.asked) <= asked * (1 + workers)
+        # A worker has two steps in hand, and may have got a third by the time the error is heard of.
+        assert asked <= len(server.asked) <= asked * (1 + 2 * workers)
         assert server.authorised[0] == "Basic " + base64.b64encode(b"me:pass-word").decode()
 
 

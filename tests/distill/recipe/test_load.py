@@ -107,7 +107,7 @@ def test_an_override_sets_a_value(read, key, text, value):
     for part in key.replace("[0]", "").split("."):
         node = node[part]
     if key.endswith("adapter"):
-        assert node == {"kind": "linear", "hidden": 1536}
+        assert node == {"kind": "linear", "hidden": 1536, "depth": 1}
     elif key.endswith("[0]"):
         assert node == [value]
     else:
