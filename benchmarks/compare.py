@@ -118,13 +118,11 @@ class Bench:
         with Timed(seconds, "separate", self.device):
             for stage, trainee in zip(self.alone, self.trainees, strict=True):
                 stage.step([trainee], step, batch, pixels)
-        (part,) = self.whole.parts(batch, pixels)
-        rows = self.whole.rows(part.positions)
         with Timed(seconds, "teachers", self.device):
-            targets = self.whole.targets(step, part, rows)
+            (lesson,) = self.whole.lessons(step, batch, pixels)
         with Timed(seconds, "students", self.device):
             for trainee in self.trainees:
-                self.whole.learn(trainee, step, part, rows, targets, last=True)
+                self.whole.learn(trainee, step, lesson)
                 trainee.update(learning_rate(step, self.train), self.train)
         return seconds
 

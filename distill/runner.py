@@ -293,9 +293,10 @@ class Runner:
                 config.weight,
                 config.batch_share,
                 self.accelerator.device,
+                config.momentum,
             )
         if self.cache is not None and not is_sharded(teacher):
-            canvas = self.recipe.data.views.canvas or max(settings.image_sizes)
+            canvas = self.recipe.data.views.canvas or max(settings.all_sizes())
             target.cached = CachedTeacher(self.cache, teacher, name, self.recipe.data, canvas)
         return target
 

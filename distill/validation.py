@@ -95,19 +95,25 @@ def probed_models(
             called = next((m.name for key, m in fresh.items() if key[0] == same), None)
             if (same, plan.seed) not in fresh:
                 fresh[same, plan.seed] = _untrained(
-                    called or f"untrained {origin}", recipe, plan, student, teachers
+                    called or f"untrained {origin}", recipe, stage, plan, student, teachers
                 )
             untrained_of[name] = fresh[same, plan.seed].name
             spaces = Spaces.load(folder)
             for space in spaces.steps.values():
                 space.to(runner.accelerator.device)
             role = "proxy" if entry.proxy else "student"
-            models.append(ProbedModel(name, role, stage, plan.seed, student, spaces.chains()))
+            reached, left_out = spaces.chains(), spaces.left_out()
+            models.append(ProbedModel(name, role, stage, plan.seed, student, reached, left_out))
     return [*fresh.values(), *models], untrained_of
 
 
 def _untrained(
-    name: str, recipe: Recipe, plan: StudentPlan, student: Student, teachers: dict[str, Teacher]
+    name: str,
+    recipe: Recipe,
+    stage: str,
+    plan: StudentPlan,
+    student: Student,
+    teachers: dict[str, Teacher],
 ) -> ProbedModel:
     """The student's architecture with random weights, and fresh adapters to every teacher."""
     start = build_student(
@@ -122,11 +128,12 @@ def _untrained(
         start,
         {teacher: widths(teachers[teacher]) for teacher in teachers},
         dict.fromkeys(teachers, "none"),
-        next(iter(recipe.stages.values())).adapter,
+        plan.config.adapter or recipe.stages[stage].adapter,
         seed=plan.seed,
         name=student.arch,
     )
     device = next(student.parameters()).device
     learner.to(device).eval().requires_grad_(False)
-    chains = learner.own_spaces().chains()
-    return ProbedModel(name, "untrained", "", plan.seed, learner.student, chains)
+    spaces = learner.own_spaces()
+    reached, left_out = spaces.chains(), spaces.left_out()
+    return ProbedModel(name, "untrained", "", plan.seed, learner.student, reached, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,14 @@ MAX_PARAMETERS = 100_000_000
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """What an architecture comes to, without its weights."""
+    """What an architecture comes to, without its weights; for `levels` see `levels_of`."""
 
     arch: str
     parameter_count: int
     stride: int
     summary_dim: int
     dense_dim: int
+    levels: int | None
 
 
 class Student(nn.Module):
@@ -39,6 +41,8 @@ class Student(nn.Module):
         size: its native image size in pixels.
         stride: pixels per dense token; a size has to be a multiple of it.
         summary_dim, dense_dim: widths of the two kinds of token.
+        levels: how many blocks it has before the last; see `levels_of`.
+        with_levels: whether its features hold the outputs of these blocks (default: they do not).
     """
 
     def __init__(self, model: Any, arch: str, arguments: dict[str, Any], size: int):
@@ -48,7 +52,8 @@ class Student(nn.Module):
         config = model.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.normalise = PixelNorm(self.mean, self.std)
-        self.stride = stride_of(model)
+        self.stride, self.levels = stride_of(model), levels_of(model)
+        self.with_levels = False
         with torch.no_grad():
             features = _eval_once(model, torch.zeros(1, 3, size, size, device=_device(model)))
         if features.dense is None or features.summary is None:
@@ -64,7 +69,12 @@ class Student(nn.Module):
     def info(self) -> StudentInfo:
         """The same figures as `describe_student` gives without building weights."""
         return StudentInfo(
-            self.arch, self.parameter_count, self.stride, self.summary_dim, self.dense_dim
+            self.arch,
+            self.parameter_count,
+            self.stride,
+            self.summary_dim,
+            self.dense_dim,
+            self.levels,
         )
 
     def forward(self, pixels: Tensor, size: Size | None = None) -> Features:
@@ -77,17 +87,41 @@ class Student(nn.Module):
         sides = (size, size) if isinstance(size, int) else size
         if any(side % self.stride for side in sides):
             raise ValueError(f"size {size} is no multiple of {self.arch}'s stride {self.stride}")
-        return encode(self.model, self.normalise(resize(pixels, size)))
+        return encode(self.model, self.normalise(resize(pixels, size)), self.with_levels)
 
 
-def encode(model: Any, pixels: Tensor) -> Features:
+def encode(model: Any, pixels: Tensor, with_levels: bool = False) -> Features:
     """Features of normalised pixels (B, 3, H, W) through any timm encoder.
 
     The summary is what timm pools (the class token of a ViT built with global_pool="token", the
-    attention pool or the average elsewhere). Dense tokens are `dense_map`'s.
+    attention pool or the average elsewhere). Dense tokens are `dense_map`'s. `with_levels`: of an
+    encoder that has them (`levels_of`) also the class token and the patches of each block before
+    the last; the final features are the same, bit for bit.
     """
-    out = model.forward_features(pixels)
-    return Features(model.forward_head(out, pre_logits=True), dense_map(model, out, pixels))
+    levels: tuple[Features, ...] = ()
+    if not with_levels:
+        out = model.forward_features(pixels)
+    else:
+        out, blocks = model.forward_intermediates(
+            pixels, return_prefix_tokens=True, output_fmt="NLC"
+        )
+        grid = tuple(side // stride_of(model) for side in pixels.shape[-2:])
+        levels = tuple(
+            Features(prefix[:, 0], patches.unflatten(1, grid)) for patches, prefix in blocks[:-1]
+        )
+    summary = model.forward_head(out, pre_logits=True)
+    return Features(summary, dense_map(model, out, pixels), levels)
+
+
+def levels_of(model: Any) -> int | None:
+    """How many blocks a ViT has before the last, whose class token and patches timm gives; None
+    where the summary is no class token, or timm gives none of earlier blocks."""
+    blocks, forward = (getattr(model, n, None) for n in ("blocks", "forward_intermediates"))
+    token = getattr(model, "global_pool", "") == "token" and getattr(model, "num_prefix_tokens", 0)
+    if not token or blocks is None or forward is None:
+        return None
+    split = "return_prefix_tokens" in inspect.signature(forward).parameters
+    return len(blocks) - 1 if split else None
 
 
 def dense_map(model: Any, out: Any, pixels: Tensor) -> Tensor | None:

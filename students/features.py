@@ -18,11 +18,13 @@ class Features:
 
     `summary` (B, D_s), one vector an image, or None where the encoder has none.
     `dense` (B, h, w, D_d), one vector a patch, channels last, after the encoder's final norm,
-    or None where it was not asked for.
+    or None where it was not asked for. `levels`: where a student was asked for them, the same of
+    each block before the last, the first block first, before the final norm.
     """
 
     summary: Tensor | None
     dense: Tensor | None
+    levels: tuple[Features, ...] = ()
 
     def get(self, kind: str) -> Tensor | None:
         """The tokens of one kind, "summary" or "dense"."""
@@ -31,17 +33,28 @@ class Features:
         return self.summary if kind == "summary" else self.dense
 
     def map(self, change: Callable[[str, Tensor], Tensor | None]) -> Features:
-        """`change(kind, tokens)` applied to the kinds that are there."""
+        """`change(kind, tokens)` applied to the kinds that are there, of every level too."""
         return Features(
             None if self.summary is None else change("summary", self.summary),
             None if self.dense is None else change("dense", self.dense),
+            tuple(level.map(change) for level in self.levels),
         )
 
     def only(self, kinds: tuple[str, ...] | list[str]) -> Features:
         """The same without the kinds that are not named."""
         return Features(
-            self.summary if "summary" in kinds else None, self.dense if "dense" in kinds else None
+            self.summary if "summary" in kinds else None,
+            self.dense if "dense" in kinds else None,
+            tuple(level.only(kinds) for level in self.levels),
         )
+
+    def index(self, rows: Tensor) -> Features:
+        """The images of these rows, (n,) int64."""
+        return self.map(lambda _, tokens: tokens.index_select(0, rows.to(tokens.device)))
+
+    def without_levels(self) -> Features:
+        """What every encoder gives: the final features alone."""
+        return Features(self.summary, self.dense) if self.levels else self
 
 
 def concatenated(parts: Sequence[Features]) -> Features:
@@ -53,7 +66,8 @@ def concatenated(parts: Sequence[Features]) -> Features:
         tokens = [part.get(kind) for part in parts]
         return None if tokens[0] is None else torch.cat([t for t in tokens if t is not None])
 
-    return Features(joined("summary"), joined("dense"))
+    levels = zip(*(part.levels for part in parts), strict=True)
+    return Features(joined("summary"), joined("dense"), tuple(map(concatenated, levels)))
 
 
 def resize_grid(dense: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -72,7 +72,7 @@ class CachedTeacher:
     def calibrated(self, normalisers: Mapping[str, Normaliser]) -> None:
         """From now on rows of a lossy format can be kept: they hold normalised tokens."""
         self.statistics = {
-            kind: ChannelStatistics(normaliser.mean.cpu(), normaliser.std.cpu())
+            kind: ChannelStatistics(*(given.cpu() for given in normaliser.channels()))
             for kind, normaliser in normalisers.items()
         }
 

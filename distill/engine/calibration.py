@@ -10,7 +10,9 @@ import torch
 from distill.engine.parts import Part
 from distill.engine.rows import Rows
 from distill.engine.targets import TargetTeacher
+from students import UserError
 from students.moments import Moments
+from students.normalisers import Normaliser
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,10 +30,15 @@ def calibrate(
 
     Statistics are float64 on each rank and merged by Chan's formula, so that any number of ranks
     gives the same normaliser (EUPE measures over 500 batches and then keeps mean and std).
+
+    Raises:
+        UserError: for a teacher whose features are not finite, if a covariance is made of them.
     """
     teachers = list(teachers)
     moments = {
-        (teacher.name, kind): Moments(len(normaliser.mean), normaliser.mean.device)
+        (teacher.name, kind): Moments(
+            normaliser.width, normaliser.mean.device, normaliser.needs_covariance
+        )
         for teacher in teachers
         for kind, normaliser in teacher.normalisers.items()
     }
@@ -46,7 +53,12 @@ def calibrate(
                 moments[teacher.name, kind].update(tokens)
     for teacher in teachers:
         for kind, normaliser in teacher.normalisers.items():
-            normaliser.fit(merged_over_ranks(moments[teacher.name, kind], accelerator))
+            found = merged_over_ranks(moments[teacher.name, kind], accelerator)
+            if normaliser.needs_covariance:
+                _check_finite(found, teacher.name, kind, normaliser.kind)
+            normaliser.fit(found)
+            if normaliser.needs_covariance:
+                _share(normaliser, accelerator)
 
 
 def merged_over_ranks(moments: Moments, accelerator: Accelerator) -> Moments:
@@ -59,4 +71,25 @@ def merged_over_ranks(moments: Moments, accelerator: Accelerator) -> Moments:
         width = len(moments.mean)
         if row[0] > 0:  # a rank may have seen no row at all
             total.merge(row[0], row[1 : 1 + width], row[1 + width :])
+    if moments.co is not None:
+        # Chan's formula for all ranks at once: gathered, their matrices would be many.
+        delta = moments.mean - total.mean
+        co = moments.co + torch.outer(delta, delta) * moments.count
+        total.co = accelerator.reduce(co.to(accelerator.device), "sum").to(moments.device)
     return total
+
+
+def _check_finite(moments: Moments, teacher: str, kind: str, normaliser: str) -> None:
+    if not bool(moments.covariance.isfinite().all()):
+        raise UserError(
+            f"teachers.{teacher}.normaliser: {normaliser!r} needs finite features, and over the "
+            f"calibration batches some {kind} ones are not; try teachers.{teacher}.dtype=float32"
+        )
+
+
+def _share(normaliser: Normaliser, accelerator: Accelerator) -> None:
+    """Give all ranks the first one's: an eigenvector's sign is the device's choice."""
+    from accelerate.utils import broadcast
+
+    for buffer in normaliser.buffers():
+        buffer.copy_(broadcast(buffer.to(accelerator.device)))

@@ -178,7 +178,7 @@ def load_trainee(checkpoint: Checkpoint, trainee: Trainee) -> None:
     trainee.optimiser.load_state_dict(state)
     if trainee.ema is not None:
         _restore(trainee.ema, tensors("ema"))
-    trainee.restore_log(dict(tensors("log")))
+    trainee.restore(dict(tensors("log")))
     trainee.stopped = checkpoint.students[name]
 
 
@@ -209,7 +209,7 @@ def _tensors(trainee: Trainee) -> dict[str, dict[str, Tensor]]:
     parts = {
         "weights": trainee.learner.state_dict(),
         "optimiser": optimiser,
-        "log": trainee.log_state(),
+        "log": trainee.state(),
     }
     if trainee.ema is not None:
         parts["ema"] = trainee.ema.state_dict()

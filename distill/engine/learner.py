@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from distill.engine.rows import Rows
 from distill.recipe.learning import AdapterConfig
 from distill.recipe.schema import Recipe, StageConfig, StudentConfig
-from students import Features, Space, Spaces, Student, build_student, load_student
+from students import (
+    Features,
+    Space,
+    Spaces,
+    Student,
+    UserError,
+    build_student,
+    load_student,
+)
+from students.adapters import misfit
 from students.keys import key
 from students.pixels import Size
 
@@ -43,7 +52,7 @@ class Learner(nn.Module):
 
     def encode(self, pixels: Tensor, size: Size | None = None) -> Features:
         """The student's own features, for those who may not call a part of a sharded learner."""
-        return self.student(pixels, size)
+        return self.student(pixels, size).without_levels()
 
     def space(self, teacher: str) -> Space:
         """The space of one teacher."""
@@ -160,10 +169,18 @@ def build_learner(
         student: the encoder.
         teachers: for each teacher, its widths by token kind (None: not given).
         normalisers: for each teacher, the kind of its normaliser.
-        adapter: kind and hidden width of the heads.
+        adapter: kind, hidden width and depth of the heads.
         seed, name: what fresh weights are drawn from.
         start: spaces that an earlier stage trained.
+
+    Raises:
+        UserError: if adapters of this kind cannot read the encoder.
     """
+    problem = misfit(adapter.kind, student.info)
+    if problem is not None:
+        raise UserError(problem)
+    levels = student.levels if adapter.kind == "ladder" else None
+    student.with_levels = levels is not None
     spaces = {}
     for teacher, dims in teachers.items():
         with torch.random.fork_rng(devices=[]):
@@ -172,6 +189,8 @@ def build_learner(
                 widths_between(student, dims, tuple(dims)),
                 adapter=adapter.kind,
                 hidden=adapter.hidden,
+                depth=adapter.depth,
+                levels=levels or 0,
                 normaliser=normalisers[teacher],
             )
         before = start.steps.get(("student", teacher)) if start else None

@@ -13,6 +13,8 @@ import torch
 from accelerate.utils import gather_object
 
 from distill.data.loader import Batch
+from distill.engine.rows import partition_sizes
+from distill.engine.targets import TargetTeacher
 from distill.engine.trainee import Trainee
 from distill.files import write_whole, writing
 from distill.losses import explained_variance
@@ -73,7 +75,7 @@ class StageLog:
         self.name_nonfinite(step)
         lines = []
         for trainee in self._running():
-            finite = torch.stack(trainee.finite).tolist()
+            finite = torch.stack(trainee.tally.finite).tolist()
             line: dict[str, Any] = {
                 "step": step,
                 "student": trainee.plan.name,
@@ -82,13 +84,14 @@ class StageLog:
                 "images_per_second": round(rate, 2),
                 "data_wait": round(wait, 4),
                 "nonfinite": finite.count(False),
+                **self._method(trainee, finite.count(True)),
                 "teachers": {},
             }
             for (name, kind), (loss, explained) in self._means(trainee, finite.count(True)).items():
                 entry = {"loss": loss, "explained_variance": explained}
                 line["teachers"].setdefault(name, {})[kind] = entry
                 line["loss"] += self.stage.teachers[name].weight * loss
-            trainee.losses, trainee.sums, trainee.finite = {}, {}, []
+            trainee.tally.clear()
             lines.append(line)
         self._append(self.path, lines)
         name, say = self.stage.name, self.stage.progress.say
@@ -102,7 +105,9 @@ class StageLog:
         yet. The flags are the same on all ranks, so all of them come here with the same ones."""
         lines = []
         for trainee in self._running():
-            flags = torch.stack(trainee.finite[-len(self.names) :]).tolist() if self.names else []
+            flags = (
+                torch.stack(trainee.tally.finite[-len(self.names) :]).tolist() if self.names else []
+            )
             for number, (finite, names) in enumerate(zip(flags, self.names, strict=True)):
                 if finite:
                     continue
@@ -125,19 +130,52 @@ class StageLog:
             (name, kind)
             for name in trainee.learner.teachers
             for kind in trainee.learner.space(name).kinds
-            if getattr(self.stage.config.loss, kind)
+            if self.stage.config.loss.terms(name, kind)
         ]
-        # A rank may have seen no row of a teacher: each brings every place, in the same order.
-        zero = torch.zeros((), device=self.stage.device)
-        losses = torch.stack([trainee.losses.get(place, zero) for place in places])
-        sums = torch.stack([trainee.sums.get(place, zero.expand(3)) for place in places])
-        losses = self.stage.accelerator.reduce(losses, "mean") / finite
-        explained = explained_variance(self.stage.accelerator.reduce(sums, "sum"))
+        tally = trainee.tally
+        losses = torch.stack([tally.mean_over_ranks(("loss", k, n)) for n, k in places]) / finite
+        sums = torch.stack([tally.mean_over_ranks(("sums", k, n)) for n, k in places])
+        explained = explained_variance(sums)
         return dict(zip(places, zip(losses.tolist(), explained.tolist(), strict=True), strict=True))
+
+    def _method(self, trainee: Trainee, finite: int) -> dict[str, Any]:
+        """What of a line tells the methods apart: parameters of the adapters, and where there is
+        such a thing how many images a batch has of each partition, the share of patches that is
+        hidden, the share of images for which a teacher's loss counted (`kept`), what each teacher's
+        loss is multiplied by, the means over channels of running statistics (root mean square and
+        std), and the cosines between the teachers' gradients."""
+        stage, balance = self.stage, trainee.balance
+        about: dict[str, Any] = {"adapter_parameters": trainee.adapter_parameters}
+        if stage.config.partitions:
+            about["partitions"] = partition_sizes(stage.config)
+        if stage.config.objective == "masked":
+            about["hidden"] = 1 - stage.config.masked.visible
+        kept = [entry for entry in trainee.tally.shapes if entry[0] == "kept"]
+        if kept and finite:
+            means = torch.stack([trainee.tally.mean_over_ranks(entry) for entry in kept]) / finite
+            about["kept"] = dict(zip([name for _, name in kept], means.tolist(), strict=True))
+        if weights := balance.weights():
+            about["weights"] = {name: float(weight) for name, weight in weights.items()}
+        running = {target.name: _statistics(target) for target in stage.running}
+        if running:
+            about["running"] = running
+        if balance.conflicts:
+            # Where a teacher sent no gradient there is no angle.
+            cosines = {pair: float(cosine) for pair, cosine in balance.conflicts.items()}
+            about["conflicts"] = {p: None if c != c else c for p, c in cosines.items()}
+        return about
 
     def _append(self, path: Path, lines: list[dict[str, Any]]) -> None:
         if self.stage.accelerator.is_main_process:
             append(path, lines)
+
+
+def _statistics(target: TargetTeacher) -> dict[str, dict[str, float]]:
+    found = {}
+    for kind, normaliser in target.normalisers.items():
+        mean, std = normaliser.channels()
+        found[kind] = {"mean": float(mean.square().mean().sqrt()), "std": float(std.mean())}
+    return found
 
 
 def append(path: Path, lines: list[dict[str, Any]]) -> None:

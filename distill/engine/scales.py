@@ -11,7 +11,7 @@ from distill.engine.objective import compare
 from distill.engine.parts import Part
 from distill.engine.rows import Rows
 from distill.engine.trainee import Trainee
-from distill.losses import best_scale
+from distill.losses import best_scale, token_loss
 
 if TYPE_CHECKING:
     from distill.engine.stage import Stage
@@ -27,14 +27,14 @@ def calibrate_scales(stage: Stage, trainees: list[Trainee]) -> None:
         for i, trainee in enumerate(trainees)
         for name in trainee.learner.teachers
         for kind in trainee.learner.space(name).kinds
-        if getattr(stage.config.loss, kind)
+        if stage.config.loss.terms(name, kind)
     }
     for trainee in trainees:
         trainee.result.eval()
     with stage.progress.task(f"{stage.name}: scaling adapters", steps) as bar:
         for step, batch, pixels in stage.pixels(0, steps):
             for part in stage.parts(batch, pixels):
-                _sum_up(stage, trainees, step, part, stage.rows(part.positions), sums)
+                _sum_up(stage, trainees, step, part, stage.roster.of(part.positions), sums)
             bar.advance()
     for (i, name, kind), total in sums.items():
         scale = trainees[i].result.space(name).scales[kind]
@@ -52,9 +52,10 @@ def _sum_up(
     """Add what `best_scale` needs of a part to `sums`."""
     targets = stage.targets(step, part, rows)
     for i, trainee in enumerate(trainees):
-        predictions = stage.predict(trainee.result, trainee.plan, step, part.pixels, rows)
+        predictions = stage.predict(trainee.result, trainee.plan, step, part, rows)
         for name, target in targets.items():
-            if name in predictions:
-                found = compare(predictions[name], target, stage.config.loss)
-                for kind, (_, own) in found.items():
-                    sums[i, name, kind] += own.double()
+            if name not in predictions:
+                continue
+            for kind, ours, theirs in compare(name, predictions[name], target, stage.config.loss):
+                _, own = token_loss(ours, theirs, {})
+                sums[i, name, kind] += own.double()

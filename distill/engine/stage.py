@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,11 @@ from distill.engine.checkpoint import (
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
 from distill.engine.log import StageLog
-from distill.engine.objective import compare
+from distill.engine.masked import draw_visible, masked_learner
+from distill.engine.objective import Lesson, Objective, Place
 from distill.engine.parts import Part, parts_of
 from distill.engine.precision import autocast_dtype
-from distill.engine.rows import Rows, rows_seen
+from distill.engine.rows import Roster, Rows
 from distill.engine.scales import calibrate_scales
 from distill.engine.targets import TargetTeacher, widths
 from distill.engine.trainee import Trainee
@@ -37,7 +38,7 @@ from distill.engine.watch import Watch
 from distill.optim import learning_rate
 from distill.progress import Progress
 from distill.recipe.schema import Recipe
-from students import TOKEN_KINDS, Features
+from students import Features
 from students.keys import draw_size, key
 
 if TYPE_CHECKING:
@@ -78,8 +79,16 @@ class Stage:
         self.accelerator, self.progress, self.stop = accelerator, progress, stop
         self.bad_samples = bad_samples
         self.device = accelerator.device
-        self.canvas = recipe.data.views.canvas or max(self.config.image_sizes)
+        self.canvas = recipe.data.views.canvas or max(self.config.all_sizes())
         self.autocast = autocast_dtype(self.config.train.precision, self.device)
+        shares = {teacher: target.batch_share for teacher, target in teachers.items()}
+        self.roster = Roster(recipe, self.config, shares, accelerator.num_processes)
+        self.objective = Objective(self)
+        self.running = [
+            target
+            for target in teachers.values()
+            if any(normaliser.running for normaliser in target.normalisers.values())
+        ]
 
     def train(self, plans: list[StudentPlan]) -> list[Trainee]:
         """Train these students together, going on from the newest checkpoint if it is theirs.
@@ -122,7 +131,10 @@ class Stage:
             name=student.arch,
             start=start,
         )
-        return Trainee.prepare(plan, learner, self.config, self.accelerator)
+        if self.config.objective == "masked":
+            learner = masked_learner(learner, self.config.masked.depth, plan.seed, student.arch)
+        weights = {name: self.teachers[name].weight for name in learner.teachers}
+        return Trainee.prepare(plan, learner, self.name, self.config, weights, self.accelerator)
 
     def pixels(self, first: int, steps: int) -> Iterator[tuple[int, Batch, Tensor]]:
         """(step, batch, pixels on the device after colour changes) for some steps."""
@@ -160,7 +172,7 @@ class Stage:
             def stream() -> Iterator[tuple[int, Part, dict[str, Rows]]]:
                 for step, batch, pixels in self.pixels(0, steps):
                     for part in self.parts(batch, pixels):
-                        yield step, part, self.rows(part.positions)
+                        yield step, part, self.roster.of(part.positions)
                     bar.advance()
 
             calibrate(
@@ -174,19 +186,24 @@ class Stage:
     def share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
         """Give each student its teachers' normalisers, or the stage those of the students; and
         say to caches what they are."""
-        for trainee in trainees:
-            modules = {trainee.learner, trainee.result}
+        for trainee in trainees if restore else ():
             for name in trainee.learner.teachers:
                 for kind, normaliser in self.teachers[name].normalisers.items():
-                    for module in modules:
-                        held = module.space(name).normalisers[kind]
-                        if restore:
-                            normaliser.load_state_dict(held.state_dict())
-                        else:
-                            held.load_state_dict(normaliser.state_dict())
+                    held = trainee.learner.space(name).normalisers[kind]
+                    normaliser.load_state_dict(held.state_dict())
+        self.hand_out_normalisers(trainees)
         for teacher in self.teachers.values():
             if teacher.cached is not None:
                 teacher.cached.calibrated(teacher.normalisers)
+
+    def hand_out_normalisers(self, trainees: list[Trainee]) -> None:
+        """Give each student its teachers' normalisers as they are now."""
+        for trainee in trainees:
+            for module in {trainee.learner, trainee.result}:
+                for name in module.teachers:
+                    for kind, normaliser in self.teachers[name].normalisers.items():
+                        held = module.space(name).normalisers[kind]
+                        held.load_state_dict(normaliser.state_dict())
 
     def fill_cache(self) -> None:
         """Show every batch of the stage to its teachers, so that the cache holds what they say."""
@@ -243,55 +260,59 @@ class Stage:
     def step(self, trainees: list[Trainee], step: int, batch: Batch, pixels: Tensor) -> None:
         """One batch: each teacher once, then each student forward, backward and update.
 
-        With `micro_batch`, part by part: gradients add up, and the update comes with the last.
+        Where it goes through part by part, gradients add up, and the update comes with the last.
         """
         rate = learning_rate(step, self.config.train)
+        lessons: Iterable[Lesson] = self.lessons(step, batch, pixels)
+        rehearsed: dict[str, list[dict[Place, Tensor]]] = {}
+        if self.objective.rehearsed:
+            lessons = list(lessons)
+            for trainee in trainees:
+                rehearsed[trainee.plan.name] = self.objective.rehearse(trainee, step, lessons)
+        for number, lesson in enumerate(lessons):
+            for trainee in trainees:
+                gradients = rehearsed.get(trainee.plan.name)
+                self.learn(trainee, step, lesson, None if gradients is None else gradients[number])
+                if lesson.last:
+                    trainee.update(rate, self.config.train)
+        for teacher in self.running:
+            teacher.follow(self.accelerator)
+        if self.running:
+            self.hand_out_normalisers(trainees)
+
+    def lessons(self, step: int, batch: Batch, pixels: Tensor) -> Iterator[Lesson]:
+        """The parts of a batch with what the teachers say of each, one after the other."""
         parts = self.parts(batch, pixels)
         for number, part in enumerate(parts):
-            last = number + 1 == len(parts)
-            rows = self.rows(part.positions)
-            targets = self.targets(step, part, rows)
-            for trainee in trainees:
-                self.learn(trainee, step, part, rows, targets, last)
-                if last:
-                    trainee.update(rate, self.config.train)
+            rows = self.roster.of(part.positions)
+            yield Lesson(part, rows, self.targets(step, part, rows), number + 1 == len(parts))
 
     def learn(
         self,
         trainee: Trainee,
         step: int,
-        part: Part,
-        rows: dict[str, Rows],
-        targets: dict[str, Features],
-        last: bool,
+        lesson: Lesson,
+        gradients: dict[Place, Tensor] | None = None,
     ) -> None:
-        """One student forward and backward on a part of a batch, `last` if no other follows."""
-        self._seed(trainee.plan, step, part.positions)
-        with trainee.accumulating(last):
-            predictions = self.predict(trainee.wrapped, trainee.plan, step, part.pixels, rows)
-            self._loss(trainee, predictions, targets, rows).backward()
+        """One student forward and backward on a part of a batch; `gradients` as of
+        Objective.losses."""
+        with trainee.accumulating(lesson.last):
+            predictions = self.answer(trainee, step, lesson)
+            losses = self.objective.losses(trainee, step, lesson, predictions, gradients)
+            if trainee.balance.measures_conflicts(step):
+                trainee.balance.note_gradients(losses, trainee.learner.student.model)
+            torch.stack(list(losses.values())).sum().backward()
 
     def show(self, step: int, batch: Batch, pixels: Tensor) -> None:
         """A batch to the teachers alone, so that a cache holds what they say of it."""
-        for part in self.parts(batch, pixels):
-            self.targets(step, part, self.rows(part.positions))
+        for _ in self.lessons(step, batch, pixels):
+            pass
 
     def parts(self, batch: Batch, pixels: Tensor) -> list[Part]:
         """The parts of a rank's batch that go through one after the other."""
         cached = any(teacher.cached is not None for teacher in self.teachers.values())
-        return list(parts_of(batch, pixels, self.config.train.micro_batch, cached))
-
-    def _seed(self, plan: StudentPlan, step: int, positions: Tensor) -> None:
-        """Make torch's global state, which dropout and stochastic depth draw from, one of keys."""
-        torch.manual_seed(key("noise", plan.seed, self.name, step, int(positions[0])))
-
-    def rows(self, positions: Tensor) -> dict[str, Rows]:
-        """The rows that each teacher sees, of some rows at these positions of the stream."""
-        size, ranks = self.config.train.batch_size, self.accelerator.num_processes
-        return {
-            name: rows_seen(positions, teacher.batch_share, size, ranks)
-            for name, teacher in self.teachers.items()
-        }
+        split = self.roster.split(batch.positions)
+        return list(parts_of(batch, pixels, self.config.train.micro_batch, cached, split))
 
     def targets(self, step: int, part: Part, rows: dict[str, Rows]) -> dict[str, Features]:
         """Targets of each teacher that sees any row."""
@@ -302,43 +323,50 @@ class Stage:
                 found[name] = teacher.targets(features)
         return found
 
+    def answer(self, trainee: Trainee, step: int, lesson: Lesson) -> dict[str, Features]:
+        """Predicted targets of a lesson, as a student in training gives them: torch's global state,
+        which dropout and stochastic depth draw from, is made of keys, and with the objective
+        `masked` it sees some patches alone."""
+        plan, part = trainee.plan, lesson.part
+        torch.manual_seed(key("noise", plan.seed, self.name, step, int(part.positions[0])))
+        visible = None
+        if self.config.objective == "masked":
+            side = self.size(plan, step, part) // trainee.learner.student.stride
+            visible = draw_visible(
+                plan.seed,
+                self.name,
+                step,
+                part.positions,
+                self.config.train.batch_size,
+                side * side,
+                self.config.masked.visible,
+            )
+        return self.predict(trainee.wrapped, plan, step, part, lesson.rows, visible)
+
+    def size(self, plan: StudentPlan, step: int, part: Part) -> int:
+        """The size at which a student sees a part of a step's batch. It goes with the student's
+        seed alone, so that two students of a seed see the same."""
+        sizes, drawn_for = self.config.image_sizes, "student"
+        if part.partition is not None:
+            own = self.config.partitions[part.partition].image_sizes
+            sizes, drawn_for = own or sizes, f"student {part.partition}"
+        return draw_size(sizes, plan.seed, self.name, step, drawn_for)
+
     def predict(
         self,
         module: nn.Module,
         plan: StudentPlan,
         step: int,
-        pixels: Tensor,
+        part: Part,
         rows: dict[str, Rows],
+        visible: Tensor | None = None,
     ) -> dict[str, Features]:
-        """Predicted targets of pixels (B, 3, H, W) at this step's size. It goes with the student's
-        seed alone, so that two students of a seed see the same."""
-        size = draw_size(self.config.image_sizes, plan.seed, self.name, step, "student")
+        """Predicted targets of a part of a batch; with `visible` of these patches alone."""
+        masks = {} if visible is None else {"visible": visible}
         with torch.autocast(
             self.device.type, self.autocast or torch.float32, enabled=self.autocast is not None
         ):
-            return module(pixels, size, rows)
-
-    def _loss(
-        self,
-        trainee: Trainee,
-        predictions: dict[str, Features],
-        targets: dict[str, Features],
-        rows: dict[str, Rows],
-    ) -> Tensor:
-        total = torch.zeros((), device=self.device)
-        for name, predicted in predictions.items():
-            if rows[name].none:
-                # Zero, and a gradient of zero for the same weights as where there are rows.
-                for kind in TOKEN_KINDS:
-                    tokens = predicted.get(kind)
-                    if tokens is not None and getattr(self.config.loss, kind):
-                        total = total + tokens.float().sum()
-                continue
-            for kind, (mean, sums) in compare(predicted, targets[name], self.config.loss).items():
-                loss = rows[name].weight * mean
-                total = total + self.teachers[name].weight * loss
-                trainee.count((name, kind), loss.detach(), sums)
-        return total
+            return module(part.pixels, self.size(plan, step, part), rows, **masks)
 
     def save(self, step: int, trainees: list[Trainee]) -> None:
         """Write a checkpoint, on the first rank; the others give their parts of what is sharded."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
+from distill.engine.balance import Balance
 from distill.engine.learner import Learner, StudentPlan
 from distill.engine.sharding import (
     own_part,
@@ -21,15 +22,13 @@ from distill.engine.sharding import (
     with_weights,
     without_weights,
 )
+from distill.engine.tally import Entry, Tally
 from distill.optim import build_optimiser
 from distill.recipe.schema import StageConfig, TrainConfig
 from students import Student, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Parts = dict[tuple[str, str], Tensor]
-"""A tensor for each (teacher, token kind)."""
 
 
 @dataclass
@@ -38,10 +37,9 @@ class Trainee:
     are several processes), the bare learner, its optimiser and its moving average; all of them
     sharded with `train.shard`, and then `empty` is the learner unsharded and without weights.
 
-    `losses` and `sums` add up what the log shows, over the steps since its last line; `step_losses`
-    and `step_sums` are those of the step in hand. `finite` holds a flag for each of those steps and
-    `bad_run` how many of the last ones in a row were not finite, all on the device. `stopped` is
-    the step at which there were too many of them.
+    `tally` adds up what the log shows; `balance` weighs the teachers. `bad_run` is how many of the
+    last steps in a row were not finite, on the device; `stopped` the step at which there were too
+    many of them.
     """
 
     plan: StudentPlan
@@ -50,20 +48,30 @@ class Trainee:
     optimiser: torch.optim.AdamW
     ema: AveragedModel | None
     accelerator: Accelerator
+    tally: Tally
+    balance: Balance
     bad_run: Tensor
-    losses: Parts = field(default_factory=dict)
-    sums: Parts = field(default_factory=dict)
-    step_losses: Parts = field(default_factory=dict)
-    step_sums: Parts = field(default_factory=dict)
-    finite: list[Tensor] = field(default_factory=list)
     stopped: int | None = None
     empty: Learner | None = None
 
     @classmethod
     def prepare(
-        cls, plan: StudentPlan, learner: Learner, stage: StageConfig, accelerator: Accelerator
+        cls,
+        plan: StudentPlan,
+        learner: Learner,
+        name: str,
+        stage: StageConfig,
+        weights: Mapping[str, float],
+        accelerator: Accelerator,
     ) -> Trainee:
-        """Move to the device, wrap or shard for several processes, and give it an optimiser."""
+        """Move to the device, wrap or shard for several processes, and give it an optimiser.
+
+        Args:
+            plan, learner: the student.
+            name, stage: the stage that it is in.
+            weights: of each teacher's loss.
+            accelerator: Accelerate's.
+        """
         sharded = stage.train.shard and accelerator.num_processes > 1
         if stage.train.checkpointing:
             _keep_fewer_activations(learner.student)
@@ -85,6 +93,8 @@ class Trainee:
             build_optimiser(learner, stage.train),
             ema,
             accelerator,
+            Tally(tally_shapes(learner, stage), accelerator),
+            Balance((name, stage), plan.seed, learner.teachers, weights, accelerator),
             torch.zeros((), dtype=torch.int64, device=accelerator.device),
             empty=empty,
         )
@@ -97,6 +107,17 @@ class Trainee:
         averaged = self.ema.module
         assert isinstance(averaged, Learner)
         return averaged
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Number of weights of the adapters to all teachers, on all ranks together."""
+        learner = self.learner if self.empty is None else self.empty
+        return sum(
+            parameter.numel()
+            for space in learner.spaces
+            for parameter in space.parameters()
+            if parameter.requires_grad
+        )
 
     def whole_result(self) -> Learner | None:
         """`result` unsharded. Of a sharded one all ranks call this, and the first alone gets it, on
@@ -123,11 +144,6 @@ class Trainee:
             with self.accelerator.no_sync(self.wrapped):
                 yield
 
-    def count(self, where: tuple[str, str], loss: Tensor, sums: Tensor) -> None:
-        """Add a part of a batch to what is known of this step; both detached, on the device."""
-        self.step_losses[where] = self.step_losses.get(where, 0) + loss
-        self.step_sums[where] = self.step_sums.get(where, 0) + sums
-
     def update(self, rate: float, train: TrainConfig) -> None:
         """One step of the optimiser with the gradients at hand, unless the loss or a gradient is
         not finite on any rank: then weights, moments, step count and moving average stay as they
@@ -138,7 +154,8 @@ class Trainee:
         """
         gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
         norm = whole(get_total_norm(gradients))
-        finite = self._everywhere(torch.isfinite(torch.stack([norm, *self.step_losses.values()])))
+        losses = [value for entry, value in self.tally.of_step.items() if entry[0] == "loss"]
+        finite = self._everywhere(torch.isfinite(torch.stack([norm, *losses])))
         halted = self.bad_run >= train.max_nonfinite
         self.bad_run = torch.where(halted, self.bad_run, torch.where(finite, 0, self.bad_run + 1))
         if train.clip is not None:
@@ -151,7 +168,8 @@ class Trainee:
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema is not None and train.ema is not None:
             self._average(self.ema.n_averaged, updated, train.ema)
-        self._log(finite)
+        self.balance.close_step(self.tally, finite)
+        self.tally.close_step(finite)
 
     @torch.no_grad()
     def _average(self, count: Tensor, updated: Tensor, decay: float) -> None:
@@ -177,46 +195,29 @@ class Trainee:
             return found
         return self.accelerator.reduce(found.float(), "sum") == ranks
 
-    def _log(self, finite: Tensor) -> None:
-        """Add the step to what the log will show; one that was left out counts as zero."""
-        for held, step in ((self.losses, self.step_losses), (self.sums, self.step_sums)):
-            for where, value in step.items():
-                held[where] = held.get(where, 0) + torch.where(finite, value, 0)
-        self.step_losses, self.step_sums = {}, {}
-        self.finite.append(finite)
+    def state(self) -> dict[str, Tensor]:
+        """What a run that goes on needs beside weights, moments and average, as named tensors; all
+        ranks call this."""
+        return {"bad_run": self.bad_run, **self.tally.state(), **self.balance.state()}
 
-    def log_state(self) -> dict[str, Tensor]:
-        """What the next line of the log will be made of, as named tensors: the mean over ranks, all
-        of which call this, so that each may go on from it."""
-        state = {"bad_run": self.bad_run}
-        if self.finite:
-            state["finite"] = torch.stack(self.finite)
-        for kept, parts in (("loss", self.losses), ("sums", self.sums)):
-            for (name, kind), value in self._over_ranks(parts, () if kept == "loss" else (3,)):
-                state[f"{kept} {kind} {name}"] = value
-        return state
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        here = {name: tensor.to(self.bad_run.device) for name, tensor in state.items()}
+        self.bad_run = here["bad_run"]
+        self.tally.restore(here)
+        self.balance.restore(here)
 
-    def _over_ranks(
-        self, parts: Parts, shape: tuple[int, ...]
-    ) -> Iterator[tuple[tuple[str, str], Tensor]]:
-        """Each of these with its mean over ranks; one that a rank has nothing of counts as zero."""
-        if self.accelerator.num_processes == 1:
-            yield from parts.items()
-            return
-        # The flags are the same on all ranks, so all of them come here, or none.
-        for name in self.learner.teachers if self.finite else ():
-            for kind in self.learner.space(name).kinds:
-                held = parts.get((name, kind), torch.zeros(shape, device=self.bad_run.device))
-                yield (name, kind), self.accelerator.reduce(held, "mean")
 
-    def restore_log(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `log_state` gave."""
-        state = {name: tensor.to(self.bad_run.device) for name, tensor in state.items()}
-        self.bad_run = state.pop("bad_run")
-        self.finite = list(state.pop("finite", torch.empty(0, dtype=torch.bool)))
-        for entry, value in state.items():
-            kept, kind, name = entry.split(" ", 2)
-            (self.losses if kept == "loss" else self.sums)[name, kind] = value
+def tally_shapes(learner: Learner, stage: StageConfig) -> dict[Entry, tuple[int, ...]]:
+    """What is added up of a student: for each of its teachers and token kinds with a loss."""
+    shapes: dict[Entry, tuple[int, ...]] = {}
+    for name in learner.teachers:
+        for kind in learner.space(name).kinds:
+            if stage.loss.terms(name, kind):
+                shapes |= {("loss", kind, name): (), ("sums", kind, name): (3,)}
+        if stage.balance.kind == "dropping":
+            shapes["kept", name] = ()
+    return shapes
 
 
 def _keep_fewer_activations(student: Student) -> None:

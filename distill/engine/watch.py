@@ -26,6 +26,7 @@ from distill.probes.models import ProbedModel
 from distill.probes.validate import validate
 from distill.recipe.resolve import watched_size
 from distill.trackers import probe_scalars, send
+from students import Spaces
 
 if TYPE_CHECKING:
     from distill.engine.stage import Stage
@@ -103,14 +104,16 @@ class Watch:
         if not first and not sharded:
             return []
         plan = trainee.plan
+        # A sharded adapter has its weights in a forward pass of the whole learner alone.
+        spaces = Spaces({}) if sharded else learner.own_spaces()
         model = ProbedModel(
             f"{stage.name}/{plan.name}",
             "proxy" if plan.config.proxy else "student",
             stage.name,
             plan.seed,
             learner.encode if sharded else learner.student,
-            # A sharded adapter has its weights in a forward pass of the whole learner alone.
-            {} if sharded else learner.own_spaces().chains(),
+            spaces.chains(),
+            spaces.left_out(),
         )
         with frozen(learner):
             rows = validate(

@@ -195,6 +195,10 @@ def _loading(student: Student, spaces: Spaces, origin: Origin, place: Place) -> 
     reached = [f"`{' > '.join(path)}`" for _, path in spaces.routes()]
     if reached:
         parts.append(f"The spaces that can be reached, with the way to them: {', '.join(reached)}.")
+    lost = spaces.left_out()
+    for reason in dict.fromkeys(lost.values()):
+        names = ", ".join(f"`{name}`" for name, why in lost.items() if why == reason)
+        parts.append(f"Left out is the space of {names}: {reason}.")
     return "\n\n".join(parts)
 
 

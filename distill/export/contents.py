@@ -24,8 +24,8 @@ Files = Mapping[str, Path | bytes]
 
 
 def complete(found: Found, place: Place) -> dict[str, Path | bytes]:
-    """The files of a student's folder as they are, with a whole card, the licence that its
-    run's recipe says now, and adapters.py, which reads the adapters without this project.
+    """The files of a student's folder, with a whole card, the licence that its run's recipe says
+    now, and adapters.py, which reads the adapters without this project: these are folded.
 
     Raises:
         UserError: if the folder is not whole.
@@ -40,7 +40,9 @@ def complete(found: Found, place: Place) -> dict[str, Path | bytes]:
     evidence = replace(evidence, latencies=tuple(rows), machine=machine)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["license"] = origin.licence
+    about = json.loads((folder / "adapters.json").read_text(encoding="utf-8"))
     made = {
+        **spaces.folded().files(about),
         "README.md": model_card(student, spaces, origin, place, evidence).encode(),
         "adapters.py": Path(distill.export.standalone.__file__).read_bytes(),
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

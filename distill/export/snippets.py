@@ -124,8 +124,8 @@ def _adapters(student: Student, spaces: Spaces, origin: Origin, place: Place) ->
     first = next(iter(reached))
     text = (
         "`adapters.py`, a file of torch and safetensors alone, turns these features into those "
-        "of a teacher: through the adapters of every step, their calibrated scalars and the "
-        "inverse of each teacher's normaliser."
+        "of a teacher: through the adapters of every step, which hold their calibrated scalars and "
+        "the inverse of each teacher's normaliser."
     )
     code = f"""\
 import sys

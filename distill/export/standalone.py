@@ -13,6 +13,7 @@ License: Apache-2.0.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 KINDS = ("summary", "dense")
+_LINEAR, _MLP = ("linear",), ("linear", "norm", "gelu", "linear")
+_CONV = ("norm", "conv", "norm", "gelu", "conv", "norm", "gelu", "linear")
+LAYERS: dict[str, dict[str, Sequence[str]]] = {
+    "linear": {"summary": _LINEAR, "dense": _LINEAR},
+    "mlp": {"summary": _MLP, "dense": _MLP},
+    "conv": {"summary": _MLP, "dense": _CONV},
+}
+"""Of each adapter and kind of token. "attention" has one of `linear` behind its blocks."""
 
 
 class Features(NamedTuple):
@@ -85,11 +94,12 @@ class Adapters(torch.nn.Module):
         self.chains: dict[str, list[str]] = about["chains"]
         self._spaces = {(space["from"], space["to"]): space for space in about["spaces"]}
         for space in self._spaces.values():
-            known = space["adapter"] in ("mlp", "linear")
-            if not known or space["normaliser"] not in ("standardise", "none", "l2"):
+            known = space["adapter"] == "attention" or space["adapter"] in LAYERS
+            if not known or not space.get("folded"):
                 raise ValueError(
-                    f"{folder}: adapter {space['adapter']!r} with normaliser "
-                    f"{space['normaliser']!r} is of a later version of this file"
+                    f"{folder}: the {space['adapter']} adapter from {space['from']} to "
+                    f"{space['to']} was not written by `distill export`, or by a later version of "
+                    "it than this file"
                 )
         # A buffer's name may hold no dot.
         self._places = {}
@@ -100,18 +110,18 @@ class Adapters(torch.nn.Module):
     def forward(self, teacher: str, features: Features) -> Features:
         """Features (an encoder's own, see `encode`) as the teacher's, in the teacher's scale.
 
-        Each step is the adapter, its calibrated scalar and the inverse of the teacher's
-        normaliser. A kind of token that a step does not have comes back as None.
+        Each step is an adapter, whose last layer holds its calibrated scalar and the inverse of
+        the teacher's normaliser. A kind of token that a step does not have comes back as None.
 
         Raises:
             KeyError: if the teacher is not reached; the message lists those that are.
+            ValueError: if a kind of token is missing that the adapter needs.
         """
         if teacher not in self.chains:
             raise KeyError(f"{teacher!r}: this encoder reaches {', '.join(self.chains)}")
         source = "student"
         for name in self.chains[teacher]:
-            tokens = zip(KINDS, (features.summary, features.dense), strict=True)
-            features = Features(*(self._step(source, name, kind, one) for kind, one in tokens))
+            features = self._step(source, name, features)
             source = name
         return features
 
@@ -121,20 +131,59 @@ class Adapters(torch.nn.Module):
         steps = zip(["student", *self.chains[teacher]], self.chains[teacher], strict=False)
         return any(self._spaces[step]["normaliser"] == "l2" for step in steps)
 
-    def _step(self, source: str, teacher: str, kind: str, tokens: Tensor | None) -> Tensor | None:
-        space = self._spaces[source, teacher]
-        if tokens is None or kind not in space["widths"]:
-            return None
+    def _step(self, source: str, teacher: str, features: Features) -> Features:
+        space, name = self._spaces[source, teacher], f"{source}>{teacher}|adapters"
+        layers = LAYERS["linear"]
+        if space["adapter"] == "attention":
+            features = self._joined(f"{name}.blocks", space["depth"], features)
+        else:
+            layers = LAYERS[space["adapter"]]
+        found = (
+            None
+            if tokens is None or kind not in space["widths"]
+            else self._layers(f"{name}.{kind}", layers[kind], tokens).float()
+            for kind, tokens in zip(KINDS, (features.summary, features.dense), strict=True)
+        )
+        return Features(*found)
 
-        def stored(name: str) -> Any:
-            place = self._places.get(f"{source}>{teacher}|{name}")
-            return None if place is None else getattr(self, place)
+    def _layers(self, name: str, layers: Sequence[str], tokens: Tensor) -> Tensor:
+        """Tokens (..., D) through layers, whose tensors are called by their numbers."""
+        for number, layer in enumerate(layers):
+            if layer == "gelu":
+                tokens = F.gelu(tokens)
+            else:
+                tokens = self._layer(layer, f"{name}.{number}", tokens)
+        return tokens
 
-        layer = f"adapters.{kind}"
-        out = F.linear(tokens, stored(f"{layer}.0.weight"), stored(f"{layer}.0.bias"))
-        if space["adapter"] == "mlp":
-            weight, bias = stored(f"{layer}.1.weight"), stored(f"{layer}.1.bias")
-            out = F.gelu(F.layer_norm(out, weight.shape, weight, bias))
-            out = F.linear(out, stored(f"{layer}.3.weight"))
-        out = out.float() * stored(f"scales.{kind}")
-        return out * stored(f"normalisers.{kind}.std") + stored(f"normalisers.{kind}.mean")
+    def _layer(self, layer: str, name: str, tokens: Tensor) -> Tensor:
+        weight, bias = (self._tensor(f"{name}.{part}") for part in ("weight", "bias"))
+        if layer == "norm":
+            return F.layer_norm(tokens, weight.shape, weight, bias)
+        if layer == "conv":
+            maps = F.conv2d(tokens.permute(0, 3, 1, 2), weight, bias, padding=1)
+            return maps.permute(0, 2, 3, 1)
+        return F.linear(tokens, weight, bias)
+
+    def _joined(self, name: str, depth: int, features: Features) -> Features:
+        """Summary and dense tokens together through pre-norm transformer blocks."""
+        if features.summary is None or features.dense is None:
+            raise ValueError("an attention adapter needs summary and dense features")
+        grid = features.dense.shape[1:3]
+        tokens = torch.cat([features.summary[:, None], features.dense.flatten(1, 2)], 1)
+        width = tokens.shape[-1]
+        each = next(size for size in range(min(64, width), 0, -1) if width % size == 0)
+        for block in (f"{name}.{number}" for number in range(depth)):
+            seen = self._layer("norm", f"{block}.norm1", tokens)
+            parts = self._layer("linear", f"{block}.attn.qkv", seen).unflatten(-1, (3, -1, each))
+            query, keys, values = parts.permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(query, keys, values)
+            joined = heads.transpose(1, 2).flatten(2)
+            tokens = tokens + self._layer("linear", f"{block}.attn.proj", joined)
+            seen = self._layer("norm", f"{block}.norm2", tokens)
+            inner = F.gelu(self._layer("linear", f"{block}.mlp.fc1", seen))
+            tokens = tokens + self._layer("linear", f"{block}.mlp.fc2", inner)
+        return Features(tokens[:, 0], tokens[:, 1:].unflatten(1, grid))
+
+    def _tensor(self, name: str) -> Any:
+        place = self._places.get(name)
+        return None if place is None else getattr(self, place)

@@ -65,7 +65,7 @@ class Trial:
             return True
         for trainee in self.trainees:
             trainee.optimiser.zero_grad(set_to_none=True)
-            trainee.step_losses, trainee.step_sums = {}, {}
+            trainee.tally.of_step = {}
         if self.stage.device.type == "cuda":
             torch.cuda.empty_cache()
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,7 +48,8 @@ class ProbedModel:
 
     `role` is one of ROLES; `stage` is "" for a teacher. `to_space[teacher]` maps this model's
     features to that teacher's own space, channels and scale (a teacher maps itself by identity);
-    it holds only the teachers that the model reaches.
+    it holds only the teachers that the model reaches. `left_out`: why it does not reach others of
+    which it has a space, in one line each.
     """
 
     name: str
@@ -57,6 +58,16 @@ class ProbedModel:
     seed: int
     encoder: Encoder
     to_space: Mapping[str, Callable[[Features], Features]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def joint(self, teacher: str) -> bool:
+        """Whether in this teacher's space tokens of either kind are made of tokens of both."""
+        return bool(getattr(self.to_space[teacher], "joint", False))
+
+    def why_not(self, teachers: Iterable[str]) -> str:
+        """What is known of why none of these teachers' spaces is reached: "", or ": ...; ..."."""
+        reasons = dict.fromkeys(self.left_out[name] for name in teachers if name in self.left_out)
+        return f": {'; '.join(reasons)}" if reasons else ""
 
 
 class NothingToScore(ValueError):  # noqa: N818  (as below)

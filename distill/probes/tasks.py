@@ -18,7 +18,7 @@ from distill.probes.models import CannotProbe, ProbedModel, SpaceOwner
 from distill.probes.retrieval import image_retrieval, text_retrieval
 from distill.probes.world import TextEmbeddings, World
 from distill.scenes.generate import KINDS
-from students.features import Features
+from students.features import TOKEN_KINDS, Features
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Probe:
             raise CannotProbe(f"no teacher has a {words}")
         raise CannotProbe(
             f"{self.model.name} does not reach the space of {', '.join(with_head)}, "
-            f"which a {words} needs"
+            f"which a {words} needs{self.model.why_not(with_head)}"
         )
 
     def mapped(self, teacher: str, kind: str) -> Tensor:
@@ -80,10 +80,12 @@ class Probe:
         Raises:
             CannotProbe: if the model, or its space of that teacher, has none, or not finite ones.
         """
-        self.tokens(kind)
-        mapped = apply_space(
-            self.model.to_space[teacher], self.test.only((kind,)), self.device
-        ).get(kind)
+        kinds = TOKEN_KINDS if self.model.joint(teacher) else (kind,)
+        for needed in kinds:
+            self.tokens(needed)
+        mapped = apply_space(self.model.to_space[teacher], self.test.only(kinds), self.device).get(
+            kind
+        )
         if mapped is None:
             raise CannotProbe(f"{self.model.name}'s space of {teacher} has no {kind} features")
         if not bool(mapped.isfinite().all()):

@@ -94,7 +94,10 @@ def run(setting: Setting) -> Outcome:
     itself = model.name if model.role == "teacher" else None
     names = [n for n in model.to_space if n in setting.teachers and n != itself]
     if not names:
-        raise CannotProbe(f"{model.name} reaches the space of no other model that is loaded")
+        reason = model.why_not(model.left_out)
+        raise CannotProbe(
+            f"{model.name} reaches the space of no other model that is loaded{reason}"
+        )
     pictures = evenly(setting.data.pictures)
     ours = setting.features(pictures, centre_crop(setting.size))
     values: dict[str, float] = {}
@@ -144,7 +147,9 @@ def _chunks(one: Rows, other: Rows, device: torch.device | str) -> Iterator[tupl
 
 def _kinds_in_space(setting: Setting, name: str, ours: Stored) -> list[str]:
     """The kinds of token that the model's space of a teacher gives."""
-    first = Features(*(None if rows is None else rows[:1] for rows in (ours.summary, ours.dense)))
+    rows = ours.summary, ours.dense
+    summary, dense = (None if given is None else given[:1] for given in rows)
+    first = Features(summary, dense)
     found = apply_space(setting.model.to_space[name], first, setting.device)
     return [kind for kind in TOKEN_KINDS if found.get(kind) is not None]
 

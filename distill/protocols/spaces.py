@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +34,12 @@ def owner(setting: Setting, head: str) -> tuple[str, SpaceOwner]:
                 "other model"
             )
     if not with_head:
-        raise CannotProbe(f"no teacher has a {words}")
+        # Of those in `left_out` it is not known: only teachers that are reached are loaded.
+        lost = model.why_not(model.left_out)
+        raise CannotProbe(f"no teacher {'that is reached ' if lost else ''}has a {words}{lost}")
     raise CannotProbe(
-        f"{model.name} does not reach the space of {', '.join(with_head)}, which a {words} needs"
+        f"{model.name} does not reach the space of {', '.join(with_head)}, which a {words} "
+        f"needs{model.why_not(with_head)}"
     )
 
 
@@ -65,33 +68,46 @@ def mapped(setting: Setting, name: str, features: Stored, kind: str) -> Rows:
     `mapped(...)[:]` is all of them, in memory. A read raises CannotProbe if they are not finite.
 
     Raises:
-        CannotProbe: if the model, or its space of that teacher, has none.
+        CannotProbe: if the model, or its space of that teacher, has none, or the space is made of
+            both kinds together and no map is kept.
     """
-    return _Mapped(setting, name, kept(setting, features, kind), kind)
+    if not setting.model.joint(name):
+        return _Mapped(setting, name, {kind: kept(setting, features, kind)}, kind)
+    given = {each: kept(setting, features, each) for each in TOKEN_KINDS}
+    if features.averaged:
+        raise CannotProbe(
+            f"{setting.model.name}'s space of {name} is made of summary and dense features "
+            "together, and of the dense ones this task keeps the averages alone"
+        )
+    return _Mapped(setting, name, given, kind)
 
 
 class _Mapped:
-    """Rows of a kind, each read through `space`; nothing is kept."""
+    """Rows of a kind, each made by the teacher's space of `rows`, those of every kind that it
+    reads; nothing is kept."""
 
-    def __init__(self, setting: Setting, name: str, rows: Rows, kind: str):
+    def __init__(self, setting: Setting, name: str, rows: Mapping[str, Rows], kind: str):
         self._space: Callable[[Features], Features] = setting.model.to_space[name]
         self._rows, self._kind, self._device = rows, kind, setting.device
         self._who = setting.model.name, name
-        self.shape = torch.Size((len(rows), *self._of(rows[:1]).shape[1:]))
+        self.shape = torch.Size((len(rows[kind]), *self._of(self._given(slice(1))).shape[1:]))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.shape[0]
 
     def __getitem__(self, index: Any) -> Tensor:
-        tokens = self._rows[index]
-        if not len(tokens):
-            return tokens.new_zeros((0, *self.shape[1:]))
-        return self._of(tokens)
+        given = self._given(index)
+        own = given.get(self._kind)
+        if own is not None and not len(own):
+            return own.new_zeros((0, *self.shape[1:]))
+        return self._of(given)
 
-    def _of(self, tokens: Tensor) -> Tensor:
+    def _given(self, index: Any) -> Features:
+        tokens = {kind: rows[index] for kind, rows in self._rows.items()}
+        return Features(tokens.get("summary"), tokens.get("dense"))
+
+    def _of(self, given: Features) -> Tensor:
         model, teacher = self._who
-        summary = self._kind == "summary"
-        given = Features(tokens if summary else None, None if summary else tokens)
         found = apply_space(self._space, given, self._device).get(self._kind)
         if found is None:
             raise CannotProbe(f"{model}'s space of {teacher} has no {self._kind} features")

@@ -140,8 +140,9 @@ class FeatureStore:
                 write_whole(folder / "about.json", json.dumps(about, indent=2) + "\n")
             work = _Work(encoder, Shown(pictures, view), torch.device(device), kind, name)
             self._fill(folder, work)
-            rows = [stored_rows(folder, kind, len(pictures)) for kind in ("summary", "dense")]
-            self._known[folder] = Stored(*rows)
+            count = len(pictures)
+            summary, dense = (stored_rows(folder, each, count) for each in ("summary", "dense"))
+            self._known[folder] = Stored(summary, dense, averaged=kind == "summary")
         return self._known[folder]
 
     def _fill(self, folder: Path, work: _Work) -> None:

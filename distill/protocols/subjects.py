@@ -65,7 +65,7 @@ class Loader:
             for space in spaces.steps.values():
                 space.to(self.device)
             reached = spaces.chains()
-            model = ProbedModel(name, "student", "", seed, encoder, reached)
+            model = ProbedModel(name, "student", "", seed, encoder, reached, spaces.left_out())
             teachers = self._teachers(folder, reached) if self.heads else {}
             digest = _digest((folder / "adapters.safetensors").read_bytes())
         else:

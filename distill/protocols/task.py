@@ -47,10 +47,12 @@ class Rows(Protocol):
 @dataclass(frozen=True)
 class Stored:
     """A frozen model's features of all pictures of a split in one view: `summary` (N, D) and
-    `dense` (N, h, w, D); None where the model gives none."""
+    `dense` (N, h, w, D); None where the model gives none. `averaged`: dense is (N, 1, 1, D), the
+    mean of each map, and no map is kept."""
 
     summary: Rows | None
     dense: Rows | None
+    averaged: bool = False
 
 
 class FeaturesOf(Protocol):

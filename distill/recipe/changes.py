@@ -18,6 +18,7 @@ FREE: tuple[Keys, ...] = (
     *((section,) for section in ("validate", "export", "tracking", "compare", "cache")),
     *(("data", name) for name in ("workers", "max_bad", "shard_cache_gb")),
     *(("teachers", "*", name) for name in ("micro_batch", "device", "shard")),
+    ("stages", "*", "balance", "conflicts_every"),
     *(
         ("stages", "*", "train", name)
         for name in (

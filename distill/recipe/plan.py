@@ -8,15 +8,17 @@ import torch
 
 from distill.compare.expansion import expand
 from distill.data.sources import count_samples
+from distill.engine.rows import partition_sizes
 from distill.lineage import warnings
 from distill.recipe.build import RecipeError
 from distill.recipe.checks import Survey
 from distill.recipe.learning import AdapterConfig
+from distill.recipe.methods import tokens_of
 from distill.recipe.resolve import survey
-from distill.recipe.schema import Recipe, StudentConfig
-from distill.recipe.stages import tokens_of, unseeded
+from distill.recipe.schema import Recipe, StageConfig, StudentConfig
+from distill.recipe.stages import unseeded
+from students.adapters import adapter_parameters
 from students.encoder import StudentInfo
-from students.spaces import adapter_parameters
 
 # A transformer block of width d has 12 d^2 weights, and in training it keeps 34 d bytes per token
 # at 16 bits, its attention matrix left out (Korthikanti et al., arXiv 2205.05198, section 4.1).
@@ -161,14 +163,19 @@ def _heads(
     recipe: Recipe, student: StudentInfo, teacher: str, adapter: AdapterConfig, known: Survey
 ) -> int | None:
     """Parameters of the adapters to one teacher, None while its widths are not known."""
-    count = 0
+    widths = {}
     for kind in tokens_of(recipe, teacher):
         width = _width(recipe, teacher, kind, known)
         if width is None:
             return None
-        own = getattr(student, f"{kind}_dim")
-        count += adapter_parameters(adapter.kind, own, adapter.hidden, width)
-    return count
+        widths[kind] = getattr(student, f"{kind}_dim"), width
+    return adapter_parameters(
+        adapter.kind,
+        widths,
+        hidden=adapter.hidden,
+        depth=adapter.depth,
+        levels=student.levels or 0,
+    )
 
 
 def _width(recipe: Recipe, teacher: str, kind: str, known: Survey) -> int | None:
@@ -203,7 +210,7 @@ def _memory(
         if student.adapters is None:
             return None
         info = known.students[f"{name}/{student.name}"]
-        tokens = stage.train.batch_size * max(side for _, side in student.grids) ** 2
+        tokens = stage.train.batch_size * _tokens(stage, info.stride)
         blocks = info.parameter_count / (WEIGHTS_PER_BLOCK * info.dense_dim**2)
         kept = ACTIVATIONS_PER_BLOCK * info.dense_dim * blocks * (1 if short else 2)
         adapter = stage.students[student.name].adapter or stage.adapter
@@ -216,6 +223,17 @@ def _memory(
         bytes_of_one = states * (student.parameters + student.adapters) + kept * tokens
         total += int(student.seeds * bytes_of_one)
     return total
+
+
+def _tokens(stage: StageConfig, stride: int) -> float:
+    """Dense tokens of an image at the largest size of its partition, the mean over a batch."""
+    if not stage.partitions:
+        return (max(stage.image_sizes) // stride) ** 2
+    parts = stage.partitions.values()
+    weighted = [
+        part.share * (max(part.image_sizes or stage.image_sizes) // stride) ** 2 for part in parts
+    ]
+    return sum(weighted) / sum(part.share for part in parts)
 
 
 def _notes(recipe: Recipe, known: Survey) -> list[str]:
@@ -233,11 +251,18 @@ def _notes(recipe: Recipe, known: Survey) -> list[str]:
             notes += [f"licence: {line}" for line in warnings(about)]
     canvas = recipe.data.views.canvas
     for name, stage in recipe.stages.items():
-        largest = max(stage.image_sizes)
+        largest = max(stage.all_sizes())
         if canvas is not None and canvas < largest:
             notes.append(
                 f"stages.{name}: views of {canvas} pixels (data.views.canvas) are enlarged "
                 f"to {largest}"
+            )
+        for part, images in partition_sizes(stage).items():
+            taught_by = stage.partitions[part].teachers or ["all teachers"]
+            sizes = stage.partitions[part].image_sizes or stage.image_sizes
+            notes.append(
+                f"stages.{name}.partitions.{part}: {images} of {stage.train.batch_size} images, at "
+                f"{', '.join(map(str, sizes))} pixels, for {', '.join(taught_by)}"
             )
     if recipe.compare is not None:
         comparison = expand(recipe, recipe.compare)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distill.recipe.build import NAME, NAME_RULE, build, join
 from distill.recipe.checks import Survey, no_multiples, unknown_names
+from distill.recipe.methods import sources_shown
 from distill.recipe.schema import (
     TASKS,
     Recipe,
@@ -44,6 +45,7 @@ def survey(recipe: Recipe) -> Survey:
         _teacher(name, teacher, result)
     for name in recipe.stages:
         check_stage(recipe, name, result)
+    result.problems += sources_shown(recipe, _taught(recipe))
     if recipe.validate is not None:
         _validate(recipe, recipe.validate, result)
         _inverses(recipe, recipe.validate, result)
@@ -118,6 +120,12 @@ def watched_size(recipe: Recipe, validate: ValidateConfig, stage: str) -> int:
     return (validate.sizes or recipe.stages[stage].image_sizes)[0]
 
 
+def _taught(recipe: Recipe) -> set[str]:
+    """The teachers of all students."""
+    stages = recipe.stages.values()
+    return {name for stage in stages for one in stage.students.values() for name in one.teachers}
+
+
 def _top(recipe: Recipe, found: list[str]) -> None:
     from distill.data.sources import check_source
 
@@ -140,6 +148,8 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
 
     path, found = join("teachers", name), result.problems
     _device(path, config, found)
+    if config.normaliser != "ema" and config.momentum != TeacherConfig.momentum:
+        found.append(f"{path}.momentum: goes with normaliser: ema, and it is {config.normaliser}")
     try:
         spec = teacher_spec(config)
     except UserError as error:
@@ -230,9 +240,7 @@ def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
 
     asked = {"tasks": validate.tasks, "fast": [] if validate.every is None else validate.fast}
     where = next((f"validate.{name}" for name, tasks in asked.items() if "masks" in tasks), None)
-    taught = {
-        t for stage in recipe.stages.values() for s in stage.students.values() for t in s.teachers
-    }
+    taught = _taught(recipe)
     for name, info in result.teachers.items():
         normaliser = recipe.teachers[name].normaliser
         if name not in taught or INVERTIBLE[normaliser]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.recipe.build import join
-from distill.recipe.checks import Survey, given_twice, no_multiples, unknown_names
-from distill.recipe.learning import LOSS_TERMS, LossConfig
+from distill.recipe.checks import Survey, given_twice, no_multiples
+from distill.recipe.methods import check_method
 from distill.recipe.schema import Recipe, StageConfig, StudentConfig
 from students.errors import UserError, did_you_mean
-from students.features import TOKEN_KINDS
 
 if TYPE_CHECKING:
     from students.encoder import StudentInfo
@@ -53,7 +52,7 @@ def check_stage(recipe: Recipe, name: str, result: Survey) -> None:
     shown = mine if stage.teacher_sizes else mine | learners
     found += no_multiples(f"{path}.image_sizes", stage.image_sizes, shown)
     found += no_multiples(f"{path}.teacher_sizes", stage.teacher_sizes, learners)
-    found += _loss(recipe, f"{path}.loss", stage.loss, sorted(used))
+    found += check_method(recipe, path, stage, sorted(used), mine)
     train = stage.train
     for teacher in sorted(used & set(recipe.teachers)):
         share = recipe.teachers[teacher].batch_share
@@ -99,11 +98,6 @@ def unseeded(recipe: Recipe, reference: str) -> str:
         if student in [f"{name}.seed{seed}" for seed in config.seeds]:
             return f"{owner}/{name}"
     return reference
-
-
-def tokens_of(recipe: Recipe, teacher: str) -> tuple[str, ...]:
-    """The token kinds that a teacher of a stage gives; an earlier student gives both."""
-    return tuple(recipe.teachers[teacher].tokens) if teacher in recipe.teachers else TOKEN_KINDS
 
 
 def _student(recipe: Recipe, stage: str, name: str, config: StudentConfig, result: Survey) -> None:
@@ -219,27 +213,3 @@ def _no_student(
     what = "neither a teacher nor an" if known else "no"
     hint = did_you_mean(name, [*known, *students])
     return f"{name!r} is {what} earlier stage/student{hint}"
-
-
-def _loss(recipe: Recipe, path: str, loss: LossConfig, teachers: list[str]) -> list[str]:
-    found = []
-    for kind in TOKEN_KINDS:
-        terms: dict[str, float] = getattr(loss, kind)
-        found += unknown_names(f"{path}.{kind}", list(terms), LOSS_TERMS, "loss term", empty=True)
-        for term, weight in terms.items():
-            if weight < 0:
-                found.append(f"{path}.{kind}.{term}: {weight:g} must be at least 0")
-    if found:
-        return found
-    used = {kind for kind in TOKEN_KINDS if any(getattr(loss, kind).values())}
-    if not used:
-        return [f"{path}: no term has a weight; give one, as in dense: {{cosine: 1.0}}"]
-    for teacher in teachers:
-        given = tokens_of(recipe, teacher)
-        faulty = not given or set(given) - set(TOKEN_KINDS)  # which is said at the teacher
-        if not faulty and not used & set(given):
-            found.append(
-                f"{path}: nothing is learnt from {teacher!r}, which gives {', '.join(given)} "
-                f"only; the loss has terms for {', '.join(sorted(used))}"
-            )
-    return found

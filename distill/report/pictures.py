@@ -34,7 +34,7 @@ from distill.report.colours import (
 from distill.report.principal import shared_colours
 from distill.scenes.dataset import Scenes
 from distill.scenes.generate import FAR, KINDS, NEAR
-from students.features import resize_grid
+from students.features import TOKEN_KINDS, resize_grid
 
 SHOWN = 4
 """Scenes in the grid: the first of the test scenes in which an object can be pointed at."""
@@ -211,7 +211,8 @@ def _masks(
             continue
         if owner is None or owner not in model.to_space:
             continue
-        given = extract(model.encoder, images, size, device).only(("dense",))
+        kinds = TOKEN_KINDS if model.joint(owner) else ("dense",)
+        given = extract(model.encoder, images, size, device).only(kinds)
         if given.dense is None:
             continue
         dense = apply_space(model.to_space[owner], given, device).dense

@@ -30,6 +30,59 @@ def test_a_vit_gives_its_class_token_and_its_patches_after_the_norm(arch):
     torch.testing.assert_close(features.dense[:, 0, 3], tokens[:, -16 + 3])
 
 
+@pytest.mark.parametrize(
+    ("arch", "overrides"),
+    [
+        ("vit_small_patch16_dinov3_qkvb", TINY_VIT),
+        ("vit_tiny_patch16_224", TINY_VIT),
+        ("vit_small_patch16_rope_mixed_224", TINY_VIT),
+        ("deit_tiny_distilled_patch16_224", {**TINY_VIT, "depth": 1}),
+    ],
+)
+def test_levels_are_what_the_blocks_give_and_change_nothing(arch, overrides):
+    student = build_student(arch, size=32, overrides={**overrides, "drop_path_rate": 0.3})
+    assert student.levels == overrides["depth"] - 1
+    seen, pixels = [], torch.rand(4, 3, 16, 32)
+    for training in (True, False):
+        student.train(training)
+        student.with_levels = False
+        torch.manual_seed(0)
+        plain = student(pixels, (16, 32))
+        assert plain.levels == ()
+        student.with_levels = True
+        hooks = [
+            block.register_forward_hook(lambda *call: seen.append(call[2]))
+            for block in student.model.blocks[:-1]
+        ]
+        seen.clear()
+        torch.manual_seed(0)
+        features = student(pixels, (16, 32))
+        for hook in hooks:
+            hook.remove()
+        assert torch.equal(features.summary, plain.summary)
+        assert torch.equal(features.dense, plain.dense)
+        assert len(features.levels) == len(seen) == student.levels
+        for level, tokens in zip(features.levels, seen, strict=True):
+            assert torch.equal(level.summary, tokens[:, 0])
+            assert torch.equal(level.dense.flatten(1, 2), tokens[:, -8:])
+            assert level.dense.shape == (4, 2, 4, 32)
+            assert level.levels == ()
+
+
+@pytest.mark.parametrize(
+    ("arch", "overrides"),
+    [
+        ("convnext_tiny", TINY_CONVNEXT),
+        ("vit_tiny_patch16_224", {**TINY_VIT, "global_pool": "avg"}),
+        ("vit_medium_patch16_gap_256", TINY_VIT),
+    ],
+)
+def test_what_pools_no_class_token_has_no_levels(arch, overrides):
+    student = build_student(arch, size=32, overrides=overrides)
+    assert student.levels is None
+    assert describe_student(arch, size=32, overrides=overrides) == student.info
+
+
 def test_a_convnext_gives_its_map_and_its_mean_after_one_norm():
     student = build_student("convnext_tiny", size=32, overrides=TINY_CONVNEXT).eval()
     norm = student.model.head.norm

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from students import Features, match_grids, resize, resize_grid
+from students.features import concatenated
 
 
 def test_resized_grid_is_the_bicubic_of_each_channel():
@@ -37,6 +38,35 @@ def test_features_know_their_kinds():
     assert features.map(lambda kind, t: t * (2 if kind == "dense" else 3)).get("dense").max() == 2
     with pytest.raises(ValueError, match="'class'"):
         features.get("class")
+
+
+def test_levels_go_along():
+    generator = torch.Generator().manual_seed(0)
+
+    def one(batch):
+        summary = torch.randn(batch, 3, generator=generator)
+        return Features(summary, torch.randn(batch, 2, 2, 4, generator=generator))
+
+    def with_two(batch):
+        last = one(batch)
+        return Features(last.summary, last.dense, (one(batch), one(batch)))
+
+    given, other = with_two(4), with_two(2)
+    doubled = given.map(lambda kind, tokens: tokens * (2 if kind == "dense" else 3))
+    some, dense = given.index(torch.tensor([3, 1])), given.only(("dense",))
+    both = concatenated([given, other])
+    for seen in (lambda f: f, lambda f: f.levels[0], lambda f: f.levels[1]):
+        assert torch.equal(seen(doubled).summary, 3 * seen(given).summary)
+        assert torch.equal(seen(doubled).dense, 2 * seen(given).dense)
+        assert torch.equal(seen(some).summary[0], seen(given).summary[3])
+        assert torch.equal(seen(some).dense[1], seen(given).dense[1])
+        assert seen(dense).summary is None
+        assert torch.equal(seen(dense).dense, seen(given).dense)
+        assert torch.equal(seen(both).dense[:4], seen(given).dense)
+        assert torch.equal(seen(both).summary[4:], seen(other).summary)
+    assert given.without_levels().levels == ()
+    assert given.without_levels().dense is given.dense
+    assert one(1).levels == ()
 
 
 def test_resized_pixels_stay_in_range_and_do_not_alias():

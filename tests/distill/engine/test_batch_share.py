@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.engine.rows import Rows, rows_seen
-from distill.engine.stage import Stage
+from distill.engine.rows import Roster, Rows, rows_seen
 from distill.recipe.load import from_dict
 from distill.recipe.resolve import problems
 from distill.runner import run
@@ -46,10 +45,10 @@ def test_teacher_sees_its_share_and_the_student_learns_from_that_alone(
 
     # The rows that floor((p + 1) / 2) > floor(p / 2) names, by hand: every odd position.
     monkeypatch.setattr(
-        Stage,
-        "rows",
+        Roster,
+        "of",
         lambda self, positions: {
-            name: Rows((positions % 2 == 1).nonzero()[:, 0]) for name in self.teachers
+            name: Rows((positions % 2 == 1).nonzero()[:, 0]) for name in self.shares
         },
     )
     tiny["teachers"]["sam"]["batch_share"] = 1.0

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from distill.engine import stage as stages
 from distill.engine.checkpoint import newest_checkpoint
+from distill.engine.objective import Objective
 from distill.recipe.load import from_dict
 from distill.report.contents import RunContents
 from distill.report.curves import charts
@@ -18,26 +19,19 @@ from students import UserError
 
 def planting(monkeypatch, student, steps, value, where):
     """Spoil the loss or one gradient of `student` in these steps (from 0)."""
-    loss = stages.Stage._loss
-    now = {}
-    step = stages.Stage.step
+    losses = Objective.losses
 
-    def noted(self, trainees, number, *rest):
-        now["step"] = number
-        step(self, trainees, number, *rest)
-
-    def spoilt(self, trainee, *arguments):
-        total = loss(self, trainee, *arguments)
-        if trainee.plan.name != student or now["step"] not in steps:
-            return total
+    def spoilt(self, trainee, step, *arguments):
+        found = losses(self, trainee, step, *arguments)
+        if trainee.plan.name != student or step not in steps:
+            return found
         if where == "loss":
-            return total * value
+            return {name: loss * value for name, loss in found.items()}
         first = next(p for p in trainee.learner.parameters() if p.requires_grad)
         first.register_hook(lambda grad: torch.full_like(grad, value))
-        return total
+        return found
 
-    monkeypatch.setattr(stages.Stage, "step", noted)
-    monkeypatch.setattr(stages.Stage, "_loss", spoilt)
+    monkeypatch.setattr(Objective, "losses", spoilt)
 
 
 @pytest.fixture

@@ -228,8 +228,8 @@ def test_nothing_that_training_goes_on_from_is_touched(tiny, tmp_path, ema):
         state = trainee.optimiser.state_dict()["state"]
         for key, held in moments[number]["state"].items():
             assert all(torch.equal(state[key][name], value) for name, value in held.items())
-        assert trainee.step_losses == {}
-        assert len(trainee.finite) == 1
+        assert trainee.tally.of_step == {}
+        assert len(trainee.tally.finite) == 1
 
 
 def test_what_a_task_draws_globally_is_put_back(tiny, tmp_path, monkeypatch):

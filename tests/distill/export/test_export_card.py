@@ -134,6 +134,12 @@ def test_teachers_stages_and_recipe(run_folder):
     assert SECRET not in text
 
 
+def test_a_ladder_is_left_out_in_one_line(run_folder):
+    lines = [line for line in card(run_folder).splitlines() if "unic" in line]
+    reason = "a ladder reads every block of the encoder and serves training only"
+    assert lines == [f"Left out is the space of `unic`: {reason}."]
+
+
 def test_a_fence_in_the_recipe_does_not_end_it(run_folder):
     text = (run_folder / "recipe.yaml").read_text()
     (run_folder / "recipe.yaml").write_text(text + "# ```python\n# evil()\n# ```\n")

@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tiny_students import SECRET, make_run, make_student
 
 from distill.export.command import add_arguments, export_command
 from distill.export.contents import complete
 from distill.export.place import Place
 from distill.export.select import find_student
-from students import UserError
+from distill.export.standalone import Adapters
+from students import Features, Space, Spaces, UserError
 
 NAMES = {
     "README.md",
@@ -48,8 +50,16 @@ def test_a_copy_is_complete(run_folder, tmp_path, capsys):
     (source / ".hidden").write_text("no")
     export(run_folder, "--to", target)
     assert files(target) == NAMES | {"model.onnx"}
-    for name in ("model.safetensors", "adapters.safetensors", "adapters.json", "model.onnx"):
+    for name in ("model.safetensors", "model.onnx"):
         assert (target / name).read_bytes() == (source / name).read_bytes()
+    own, given = (json.loads((folder / "adapters.json").read_text()) for folder in (source, target))
+    assert list(own) == list(given)
+    assert [space.get("folded") for space in own["spaces"]] == [None] * 5
+    assert [space["folded"] for space in given["spaces"]] == [True] * 4
+    assert [space["adapter"] for space in own["spaces"] if space["to"] == "unic"] == ["ladder"]
+    assert {space["normaliser"] for space in given["spaces"]} == {"none"}
+    for name in set(own) - {"spaces"}:
+        assert own[name] == given[name]
     out = capsys.readouterr().out
     assert f"{target}: 7 files of " in out
     assert "licence of fixed/vit: sam (" in out  # its licence is not known
@@ -57,13 +67,56 @@ def test_a_copy_is_complete(run_folder, tmp_path, capsys):
     export(source, "--to", target)  # an exported student is replaced
 
 
+def test_adapters_that_leave_are_folded_and_the_same(run_folder, tmp_path):
+    source, given, again = run_folder / "fixed/vit", tmp_path / "given", tmp_path / "again"
+    export(run_folder, "--to", given)
+    export(given, "--to", again)
+    for name in ("adapters.safetensors", "adapters.json"):
+        assert (again / name).read_bytes() == (given / name).read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    summary = torch.randn(3, 32, generator=generator)
+    features = Features(summary, torch.randn(3, 2, 4, 32, generator=generator))
+    ours, theirs = (Spaces.load(folder).chains() for folder in (source, given))
+    alone = Adapters(given)
+    assert list(alone.chains) == list(theirs) == list(ours)
+    for teacher, chain in ours.items():
+        expected = chain(features)
+        for kind in ("summary", "dense"):
+            tokens = expected.get(kind)
+            for found in (theirs[teacher](features).get(kind), getattr(alone(teacher, features), kind)):
+                if tokens is None:
+                    assert found is None
+                else:
+                    scale = 1e-5 * float(tokens.abs().max())
+                    torch.testing.assert_close(found, tokens, atol=scale, rtol=0)
+        assert not alone.is_direction(teacher)
+    with pytest.raises(ValueError, match="attention adapter needs summary and dense"):
+        alone("siglip", Features(summary, None))
+    with pytest.raises(ValueError, match=r"attention adapter .* not written by `distill export`"):
+        Adapters(source)
+
+
+def test_a_direction_stays_one(tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    space = Space({"summary": (4, 3)}, hidden=5, normaliser="l2")
+    space.scales["summary"].data.fill_(3)
+    spaces = Spaces({("student", "light"): space})
+    spaces.folded().save(folder, {})
+    alone = Adapters(folder)
+    assert alone.is_direction("light")
+    x = torch.randn(2, 4)
+    found = alone("light", Features(x, None)).summary
+    torch.testing.assert_close(found, spaces.chains()["light"](Features(x, None)).summary)
+
+
 def test_dry_run_writes_nothing(run_folder, tmp_path, capsys):
     for where in (("--to", tmp_path / "x"), ("--push", "me/x")):
         export(run_folder, *where, "--dry-run")
         lines = capsys.readouterr().out.splitlines()[1:]
         assert {line.split()[2] for line in lines[:-1]} == NAMES
-        size = (run_folder / "fixed/vit/adapters.json").stat().st_size / 1000
-        (line,) = [line for line in lines if line.endswith("adapters.json")]
+        size = (run_folder / "fixed/vit/model.safetensors").stat().st_size / 1000
+        (line,) = [line for line in lines if line.endswith("model.safetensors")]
         assert float(line.split()[0]) == pytest.approx(size, rel=0.01)
         assert lines[-1].startswith("6 files of ")
         assert lines[-1].endswith(f"would go to {where[1]}")

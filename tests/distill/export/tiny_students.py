@@ -14,6 +14,7 @@ import teachers
 from distill.export import Origin, export_student
 from distill.recipe.load import from_dict, to_yaml
 from students import Space, Spaces, build_student
+from students.moments import Moments
 
 BUILTIN = Path(teachers.__file__).parent / "builtin"
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -74,7 +75,8 @@ def widths(teacher):
 
 def make_student(folder, name, stage="fixed", clip=None):
     """A student with random weights in a run's folder, with a direct way to dinov2 and chains by
-    way of a proxy to siglip and sam; and to the CLIP of a folder, if there is one."""
+    way of a proxy to siglip and sam; and to the CLIP of a folder, if there is one. Its adapters
+    and normalisers are of all kinds; that of unic, a ladder, is in no chain."""
     arch, overrides = ARCHITECTURES[name]
     student = build_student(arch, size=32, overrides=overrides).eval()
     generator = torch.Generator().manual_seed(3)
@@ -87,11 +89,13 @@ def make_student(folder, name, stage="fixed", clip=None):
         with torch.no_grad():
             for parameter in made.adapters.parameters():
                 parameter.add_(random(parameter))
-            for normaliser in made.normalisers.values():
-                normaliser.mean.add_(random(normaliser.mean, 1.0))
-                normaliser.std.mul_(1 + random(normaliser.std).abs())
-            for scale in made.scales.values():
-                scale.mul_(1.7)
+            for kind, normaliser in made.normalisers.items():
+                width = normaliser.width
+                moments = Moments(width, covariance=True)
+                rows = random(torch.empty(2 * width, width), 1.0)
+                moments.update(rows @ random(torch.eye(width), width**-0.5) + 0.3)
+                normaliser.fit(moments)
+                made.scales[kind].mul_(1.7)
         return made
 
     with torch.no_grad():  # fresh norms and layer scales would hide a mix-up
@@ -99,18 +103,19 @@ def make_student(folder, name, stage="fixed", clip=None):
             parameter.add_(random(parameter))
     both = {"summary": (32, 20), "dense": (32, 20)}
     steps = {
-        ("student", "proxy/proxy"): space(both),
+        ("student", "proxy/proxy"): space(both, adapter="attention", depth=2),
         ("student", "dinov2"): space(
             {kind: (32, width) for kind, width in widths("dinov2").items()},
             adapter="linear",
             normaliser="none",
         ),
     }
-    for teacher in ("siglip", "sam"):
+    for teacher, adapter, normaliser in (("siglip", "mlp", "phi_s"), ("sam", "conv", "ema")):
         ways = {kind: (20, width) for kind, width in widths(teacher).items()}
-        steps["proxy/proxy", teacher] = space(ways)
+        steps["proxy/proxy", teacher] = space(ways, adapter=adapter, normaliser=normaliser)
     if clip is not None:
-        steps["student", "clip"] = space({"summary": (32, 16)})
+        steps["student", "clip"] = space({"summary": (32, 16)}, normaliser="phi_s")
+    steps["student", "unic"] = space(both, adapter="ladder", levels=1)
     origin = Origin(
         run="demo",
         name=name,
