@@ -102,11 +102,12 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx: Any, of_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradient, the rows of each image times that of its loss."""
         (gradient,) = ctx.saved_tensors
-        count, width = gradient.shape
         factors = of_losses[:, None].expand(-1, ctx.tokens).reshape(-1, 1)
+        if gradient.dtype == factors.dtype:
+            return gradient * factors, None, None, None, None
         scaled = torch.empty_like(gradient)
-        for rows in _chunks(count, width):
-            torch.mul(gradient[rows], factors[rows], out=scaled[rows])
+        for rows in _chunks(*gradient.shape):
+            scaled[rows] = gradient[rows].to(factors.dtype).mul_(factors[rows])
         return scaled, None, None, None, None
 
 

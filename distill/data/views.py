@@ -66,10 +66,12 @@ POLICIES: dict[str, ViewPolicy] = {
     # images: jitter in 0.8; blur in 1.0 and 0.1 of its two large crops, here one half of all;
     # solarisation in 0.2.
     "eupe": ViewPolicy(crop="random", flip=0.5, jitter=0.8, blur=0.5, solarise=0.2),
+    "crop": ViewPolicy(crop="random", flip=0.5),
     "flip": ViewPolicy(crop="centre", flip=0.5),
     "centre": ViewPolicy(crop="centre"),
 }
-"""`eupe`: crop, flip and colours; `flip`: the centre square, mirrored half the time; `centre`."""
+"""`eupe`: crop, flip and colours; `crop`: crop and flip; `flip`: the centre square, mirrored half
+the time; `centre`."""
 
 
 @dataclass(frozen=True, eq=False)

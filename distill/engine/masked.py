@@ -114,8 +114,8 @@ class Decoder(nn.Module):
     """Tokens of hidden patches, from those of the visible ones.
 
     A query is a learnt mask token plus the sine-cosine position of its patch. `depth` blocks let it
-    look at the visible tokens, with their positions, and at the summary; queries do not look at
-    each other (in SAMI, keys and values hold the hidden patches too).
+    look at the summary, at the visible tokens, with their positions, and, as in SAMI, at the other
+    hidden patches: keys and values hold both, and only the hidden ones are asked for.
 
     Args:
         width: D of the student's tokens.
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP: q + attention(norm(q), norm(context)), then
+    """Pre-norm cross-attention and MLP: q + attention(norm(q), norm([context, q])), then
     q + mlp(norm(q)). Heads are 64 wide, where the width allows it."""
 
     def __init__(self, width: int):
@@ -163,7 +163,7 @@ class CrossBlock(nn.Module):
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """Queries (B, m, D) and context (B, n, D) to queries (B, m, D)."""
-        seen = self.norm_context(context)
+        seen = self.norm_context(torch.cat([context, queries], dim=1))
         found, _ = self.attention(self.norm_query(queries), seen, seen, need_weights=False)
         queries = queries + found
         return queries + self.mlp(self.norm_mlp(queries))

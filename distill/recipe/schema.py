@@ -21,7 +21,7 @@ from distill.recipe.learning import (
 )
 
 NORMALISERS = ("standardise", "none", "l2", "ema", "phi_s")
-VIEW_POLICIES = ("eupe", "flip", "centre")
+VIEW_POLICIES = ("eupe", "crop", "flip", "centre")
 TRACKERS = ("tensorboard", "wandb")
 CACHE_FORMATS = ("exact", "float16", "bfloat16", "int8")
 SUBSETS = ("all", "leave_one_out")
@@ -58,9 +58,10 @@ class SourceConfig:
 @dataclass
 class ViewsConfig:
     """How a view is cut from an image (`eupe`: random resized crop, flip, colour jitter, blur,
-    solarisation). `scale` is the crop's share of the image's area; `canvas` the side of a view in
-    pixels (default: the stage's largest size). `per_sample`: how many views a sample has, which
-    come round again, so that a cache of teachers' features can hit (default: a new one an epoch).
+    solarisation; `crop`: crop and flip alone; `flip` and `centre`: the centre square). `scale` is
+    the crop's share of the image's area; `canvas` the side of a view in pixels (default: the
+    stage's largest size). `per_sample`: how many views a sample has, which come round again, so
+    that a cache of teachers' features can hit (default: a new one an epoch).
     """
 
     policy: str = field(default="eupe", metadata={"choices": VIEW_POLICIES})

@@ -128,6 +128,7 @@ def test_all_that_it_knows_is_in_its_state(kind):
             more = features(seed=20 + step)
             follow(normaliser, more, 0.1)
             follow(again, more, 0.1)
+    assert set(held) == {name for name, _ in normaliser.named_buffers()}
     assert not list(normaliser.parameters())
 
 
@@ -178,10 +179,11 @@ def test_a_batch_that_is_not_finite_changes_nothing(value):
     assert not torch.equal(normaliser.std, before["std"])
 
 
-def test_a_step_without_tokens_changes_nothing():
+@pytest.mark.parametrize(("count", "total"), [(0, 0.0), (0, 3.0), (5, float("inf"))])
+def test_sums_that_tell_nothing_change_nothing(count, total):
     normaliser = fitted("ema", features())
     before = {name: tensor.clone() for name, tensor in normaliser.state_dict().items()}
-    normaliser.update(torch.zeros(()), torch.zeros(6), torch.zeros(6), 0.5)
+    normaliser.update(torch.tensor(float(count)), torch.full((6,), total), torch.zeros(6), 0.5)
     for name, tensor in normaliser.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

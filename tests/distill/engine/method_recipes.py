@@ -55,7 +55,7 @@ def pairs(tiny):
     terms = {"cosine": 1.0, "relational": 0.5, "similarity_kl": 0.3}
     dense = {"mse": 0.5, "gram": 0.5, "relational": 0.2}
     own = {"sam": {"dense": {"cosine": 0.5, "similarity_kl": 0.1}}}
-    _stages(tiny, loss={"summary": terms, "dense": dense, "temperature": 0.5, "teachers": own})
+    _stages(tiny, loss={"summary": terms, "dense": dense, "temperature": 1.0, "teachers": own})
 
 
 def masked(tiny):

@@ -83,7 +83,10 @@ def test_adapters_that_leave_are_folded_and_the_same(run_folder, tmp_path):
         expected = chain(features)
         for kind in ("summary", "dense"):
             tokens = expected.get(kind)
-            for found in (theirs[teacher](features).get(kind), getattr(alone(teacher, features), kind)):
+            for found in (
+                theirs[teacher](features).get(kind),
+                getattr(alone(teacher, features), kind),
+            ):
                 if tokens is None:
                     assert found is None
                 else:

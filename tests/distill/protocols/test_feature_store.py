@@ -240,6 +240,8 @@ def test_of_summary_tasks_only_the_average_of_dense_tokens_is_kept(tmp_path, tru
     averages = torch.cat([features.dense for features in truth]).mean((1, 2), keepdim=True)
     assert stored.dense.shape == (COUNT, 1, 1, 5)
     torch.testing.assert_close(stored.dense[:], averages)
+    assert stored.averaged
+    assert not asked(store(tmp_path), Tiny()).averaged
     with pytest.raises(ValueError, match="'both'"):
         asked(store(tmp_path), Tiny(), kind="both")
 
