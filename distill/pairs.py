@@ -168,7 +168,7 @@ def pair_gradients(
 
     Args:
         own: (n, D_p), predictions of this rank; detached here.
-        target: (n, D_t).
+        target: (n, D_t), of any dtype, on a rank without rows another one too.
         image: (n,) int64, numbers that are the same on no two ranks, as positions in the stream.
         terms, temperature: as for `pair_loss`, the same on all ranks, which call this together.
         accelerator: Accelerate's.
@@ -176,9 +176,11 @@ def pair_gradients(
     Returns:
         The loss (), the same on all ranks, and the gradient (n, D_p) in the dtype of `own`.
     """
+    dtype = torch.promote_types(own.dtype, torch.float32)
     if not any(terms.get(term) for term in PAIR_TERMS):
-        dtype = torch.promote_types(own.dtype, torch.float32)
         return own.new_zeros((), dtype=dtype), torch.zeros_like(own)
+    # A rank without a target does not know the dtype of those of the others.
+    target = target.to(dtype)
     counts = _counts(len(own), accelerator)
     start = sum(counts[: accelerator.process_index])
     everyone, targets, images = (

@@ -46,9 +46,16 @@ class Learner(nn.Module):
         """Predicted targets of each teacher for pixels (B, 3, H, W) in [0, 1] at `size`; with
         `rows`, of each teacher those alone. A teacher that has none gets predictions of no row:
         every weight is in what all ranks return, so that they exchange the same gradients."""
-        features = self.student(pixels, size)
-        seen = {name: rows[name] if rows else Rows() for name in self.teachers}
-        return {name: self.space(name).predict(_rows(features, own)) for name, own in seen.items()}
+        return self.predictions(self.student(pixels, size), rows)
+
+    def predictions(
+        self, features: Features, rows: Mapping[str, Rows] | None = None
+    ) -> dict[str, Features]:
+        """Predicted targets of each teacher from the student's features, as `forward` gives."""
+        return {
+            name: self.space(name).predict(_rows(features, rows[name]) if rows else features)
+            for name in self.teachers
+        }
 
     def encode(self, pixels: Tensor, size: Size | None = None) -> Features:
         """The student's own features, for those who may not call a part of a sharded learner."""

@@ -83,15 +83,7 @@ class MaskedLearner(Learner):
         summary, tokens = encode_visible(self.student, pixels, size, visible)
         decoded = self.decoder(summary, tokens, visible, hidden, (side, side))
         dense = in_their_places(tokens, decoded, visible, hidden).unflatten(1, (side, side))
-        features = Features(summary, dense)
-        return {
-            name: self.space(name).predict(_rows(features, rows[name]) if rows else features)
-            for name in self.teachers
-        }
-
-
-def _rows(features: Features, rows: Rows) -> Features:
-    return features.map(lambda _, tokens: rows.of(tokens))
+        return self.predictions(Features(summary, dense), rows)
 
 
 def hidden_patches(visible: Tensor, patches: int) -> Tensor:

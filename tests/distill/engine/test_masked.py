@@ -208,13 +208,19 @@ def test_decoder_is_cross_attention_written_out(width, heads):
         for image in range(2):
             seen = [summary[image]]
             seen += [tokens[image, i] + places[p] for i, p in enumerate(visible[image].tolist())]
-            for row, patch in enumerate(hidden[image].tolist()):
-                query = decoder.mask_token[0, 0] + places[patch]
-                for block in decoder.blocks:
-                    query = query + attention_by_hand(block, query, seen, heads)
+            patches = hidden[image].tolist()
+            queries = [decoder.mask_token[0, 0] + places[patch] for patch in patches]
+            for block in decoder.blocks:
+                attended = [
+                    query + attention_by_hand(block, query, seen + queries, heads)
+                    for query in queries
+                ]
+                queries = []
+                for query in attended:
                     inner = block.mlp[0](norm_by_hand(query, block.norm_mlp))
                     grown = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-                    query = query + grown @ block.mlp[2].weight.T + block.mlp[2].bias
+                    queries.append(query + grown @ block.mlp[2].weight.T + block.mlp[2].bias)
+            for row, query in enumerate(queries):
                 wanted = norm_by_hand(query, decoder.norm)
                 torch.testing.assert_close(decoded[image, row], wanted, rtol=1e-4, atol=1e-4)
 

@@ -212,7 +212,7 @@ def test_teachers_are_dropped_image_by_image(make, step):
         own = [count for (n, _), count in counts.items() if n == name]
         assert kept[name] == pytest.approx(sum(own) / len(own))
         # The log shows the losses before any is dropped.
-        of_kind = [float(v) for (n, _, kind), v in losses.items() if (n, kind) == (name, "dense")]
+        of_kind = [v.item() for (n, _, kind), v in losses.items() if (n, kind) == (name, "dense")]
         assert logged["dense", name] == pytest.approx(sum(of_kind) / len(of_kind), rel=1e-5)
     assert_as_by_hand(stage, trainee, step, mean_by_teacher(losses, counts))
 
