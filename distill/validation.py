@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,11 +125,15 @@ def _untrained(
         seed=plan.seed,
         name=student.arch,
     )
+    adapter = plan.config.adapter or recipe.stages[stage].adapter
+    if adapter.kind == "ladder":
+        # It would reach nothing, and later stages' students are compared with this model too.
+        adapter = replace(adapter, kind="mlp")
     learner = build_learner(
         start,
         {teacher: widths(teachers[teacher]) for teacher in teachers},
         dict.fromkeys(teachers, "none"),
-        plan.config.adapter or recipe.stages[stage].adapter,
+        adapter,
         seed=plan.seed,
         name=student.arch,
     )

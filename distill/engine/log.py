@@ -156,9 +156,10 @@ class StageLog:
             about["kept"] = dict(zip([name for _, name in kept], means.tolist(), strict=True))
         if weights := balance.weights():
             about["weights"] = {name: float(weight) for name, weight in weights.items()}
-        running = {target.name: _statistics(target) for target in stage.running}
-        if running:
-            about["running"] = running
+        targets = [stage.teachers[name] for name in trainee.learner.teachers]
+        running = {target.name: _running(target) for target in targets}
+        if any(running.values()):
+            about["running"] = {name: found for name, found in running.items() if found}
         if balance.conflicts:
             # Where a teacher sent no gradient there is no angle.
             cosines = {pair: float(cosine) for pair, cosine in balance.conflicts.items()}
@@ -170,11 +171,13 @@ class StageLog:
             append(path, lines)
 
 
-def _statistics(target: TargetTeacher) -> dict[str, dict[str, float]]:
+def _running(target: TargetTeacher) -> dict[str, dict[str, float]]:
+    """Of each token kind whose statistics run along, root mean square of means and mean std."""
     found = {}
     for kind, normaliser in target.normalisers.items():
-        mean, std = normaliser.channels()
-        found[kind] = {"mean": float(mean.square().mean().sqrt()), "std": float(std.mean())}
+        if normaliser.running:
+            mean, std = normaliser.channels()
+            found[kind] = {"mean": float(mean.square().mean().sqrt()), "std": float(std.mean())}
     return found
 
 

@@ -23,6 +23,7 @@ from distill.engine.checkpoint import (
     roll_back,
     save_checkpoint,
 )
+from distill.engine.handover import hand_out, take_back
 from distill.engine.interruption import Interrupted, StopRequest
 from distill.engine.learner import StudentPlan, build_learner, initial_student
 from distill.engine.log import StageLog
@@ -84,11 +85,6 @@ class Stage:
         shares = {teacher: target.batch_share for teacher, target in teachers.items()}
         self.roster = Roster(recipe, self.config, shares, accelerator.num_processes)
         self.objective = Objective(self)
-        self.running = [
-            target
-            for target in teachers.values()
-            if any(normaliser.running for normaliser in target.normalisers.values())
-        ]
 
     def train(self, plans: list[StudentPlan]) -> list[Trainee]:
         """Train these students together, going on from the newest checkpoint if it is theirs.
@@ -104,7 +100,8 @@ class Stage:
                 self.progress.say(f"damaged checkpoint {line}; going on from step {first}")
             for trainee in trainees:
                 load_trainee(found, trainee)
-            self.share_normalisers(trainees, restore=True)
+            take_back(self.teachers, trainees)
+            self.share_normalisers(trainees)
         else:
             if found is None and (fault := damage(self.checkpoints)):
                 self.progress.say(f"damaged checkpoint {fault}; none is whole: from step 0")
@@ -183,27 +180,12 @@ class Stage:
                 accelerator=self.accelerator,
             )
 
-    def share_normalisers(self, trainees: list[Trainee], restore: bool = False) -> None:
-        """Give each student its teachers' normalisers, or the stage those of the students; and
-        say to caches what they are."""
-        for trainee in trainees if restore else ():
-            for name in trainee.learner.teachers:
-                for kind, normaliser in self.teachers[name].normalisers.items():
-                    held = trainee.learner.space(name).normalisers[kind]
-                    normaliser.load_state_dict(held.state_dict())
-        self.hand_out_normalisers(trainees)
+    def share_normalisers(self, trainees: list[Trainee]) -> None:
+        """Give each student its teachers' normalisers, and say to caches what they are."""
+        hand_out(self.teachers, trainees)
         for teacher in self.teachers.values():
             if teacher.cached is not None:
                 teacher.cached.calibrated(teacher.normalisers)
-
-    def hand_out_normalisers(self, trainees: list[Trainee]) -> None:
-        """Give each student its teachers' normalisers as they are now."""
-        for trainee in trainees:
-            for module in {trainee.learner, trainee.result}:
-                for name in module.teachers:
-                    for kind, normaliser in self.teachers[name].normalisers.items():
-                        held = module.space(name).normalisers[kind]
-                        held.load_state_dict(normaliser.state_dict())
 
     def fill_cache(self) -> None:
         """Show every batch of the stage to its teachers, so that the cache holds what they say."""
@@ -275,10 +257,9 @@ class Stage:
                 self.learn(trainee, step, lesson, None if gradients is None else gradients[number])
                 if lesson.last:
                     trainee.update(rate, self.config.train)
-        for teacher in self.running:
-            teacher.follow(self.accelerator)
-        if self.running:
-            self.hand_out_normalisers(trainees)
+        followed = [teacher.follow(self.accelerator) for teacher in self.teachers.values()]
+        if any(followed):
+            hand_out(self.teachers, trainees, running=True)
 
     def lessons(self, step: int, batch: Batch, pixels: Tensor) -> Iterator[Lesson]:
         """The parts of a batch with what the teachers say of each, one after the other."""

@@ -84,7 +84,7 @@ def _chunks(images: np.ndarray, batch: int) -> Iterator[Tensor]:
 
 
 def _joined(parts: Iterator[Features]) -> Features:
-    final = (part.without_levels() for part in parts)
+    final = (part.without_levels() for part in parts)  # of all images, they are many times more
     stored = [part.map(lambda _, tokens: tokens.detach().float().cpu()) for part in final]
     summaries = [part.summary for part in stored if part.summary is not None]
     maps = [part.dense for part in stored if part.dense is not None]
