@@ -283,13 +283,15 @@ class Runner:
         teacher, drawn = self.teacher(name), settings.teacher_sizes
         if config is None:
             sizes = drawn or settings.image_sizes
-            target = TargetTeacher.of(name, teacher, list(sizes), "standardise")
+            target = TargetTeacher.of(
+                name, teacher, list(sizes), settings.normaliser or "standardise"
+            )
         else:
             target = TargetTeacher.of(
                 name,
                 teacher,
                 list(config.sizes or drawn),
-                config.normaliser,
+                settings.normaliser or config.normaliser,
                 config.weight,
                 config.batch_share,
                 self.accelerator.device,

@@ -48,10 +48,6 @@ class Features:
             tuple(level.only(kinds) for level in self.levels),
         )
 
-    def index(self, rows: Tensor) -> Features:
-        """The images of these rows, (n,) int64."""
-        return self.map(lambda _, tokens: tokens.index_select(0, rows.to(tokens.device)))
-
     def without_levels(self) -> Features:
         """What every encoder gives: the final features alone."""
         return Features(self.summary, self.dense) if self.levels else self

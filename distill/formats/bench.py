@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,39 +17,13 @@ from typing import Any
 import torch
 
 import distill.formats.peak
-from distill.formats.about import FORMATS, QUANTIZATIONS, read_about
+from distill.formats.about import read_about
 from distill.formats.encoder import load_exported
+from distill.formats.labels import label
 from distill.formats.timing import interleaved
 from distill.probes.models import Encoder
-from students import UserError, did_you_mean
-
-TORCH = "torch"
-"""The student itself, in eager mode."""
 
 Row = dict[str, Any]
-
-
-def labels() -> list[str]:
-    """What a model may be run as: torch, onnx, onnx-int8-dynamic, ..."""
-    found = [TORCH]
-    for form in FORMATS:
-        found += [
-            form,
-            *(f"{form}-{kind}" for kind in QUANTIZATIONS if form in QUANTIZATIONS[kind]),
-        ]
-    return found
-
-
-def parse_label(label: str) -> tuple[str, str | None]:
-    """(format, quantization) of a label other than torch.
-
-    Raises:
-        UserError: if there is no such label.
-    """
-    if label not in labels():
-        raise UserError(f"unknown format {label!r}{did_you_mean(label, labels())}")
-    form = next(f for f in FORMATS if label == f or label.startswith(f"{f}-int8"))
-    return form, label[len(form) + 1 :] or None
 
 
 @dataclass(frozen=True)
@@ -68,10 +42,10 @@ class Contender:
 def of_file(model: str, path: Path) -> Contender:
     """An exported file."""
     about = read_about(path)
-    kind, sizes = about["quantization"], about["sizes"]
+    sizes = about["sizes"]
     return Contender(
         model,
-        about["format"] + ("" if kind is None else f"-{kind}"),
+        label(about["format"], about["quantization"]),
         lambda threads: load_exported(path, threads),
         about["format"],
         str(path),
@@ -219,17 +193,3 @@ def _threads(number: int) -> Iterator[None]:
 def spec_words(spec: Any) -> str:
     """A TeacherSpec as distill.formats.peak reads it."""
     return json.dumps(asdict(spec))
-
-
-def shifted(rows: Sequence[Mapping[str, Any]], losses: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Rows of validation.json less the losses that were measured for a file in 8 bits; metrics
-    that were not probed stay."""
-    lost = {(one["task"], one["metric"]): one["loss"] for one in losses}
-    found = []
-    for row in rows:
-        loss = lost.get((row["task"], row["metric"]))
-        if row["value"] is not None and loss is not None:
-            better = row["better"] == "higher"
-            row = {**row, "value": row["value"] - loss if better else row["value"] + loss}
-        found.append(dict(row))
-    return found

@@ -1,25 +1,34 @@
 """What a quantization costs in quality: the probes on the built-in world, before and after.
 
-The same scenes, heads and seeds for both, so that a difference is the file's. A few hundred scenes
-tell a loss of some points from none, and no more; the run's own validation is on more of them.
+The same scenes, heads and seeds for both, so that a difference is the file's. Where the student's
+run was validated, they are that validation's own: its tasks, its number of scenes, its seed, the
+text towers and mask decoders of its teachers; so what is lost is lost from the scores of the run,
+and from the average gap closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from distill.export.select import Found
 from distill.formats.encoder import ExportedEncoder
+from distill.formats.quality import RunScores, gap_closed
 from distill.probes.models import Encoder, ProbedModel
 from distill.probes.validate import Row, validate
-from students import Student
+from students import Spaces, Student, UserError
+from teachers import Teacher, describe_teacher, families, load_teacher
 
 TASKS = ("knn", "segmentation", "depth", "image_retrieval")
-"""Tasks that need no teacher."""
+"""Tasks of a student whose run was not validated: they need no teacher."""
 
 SCENES = 256
-"""Scenes that probes learn from, and as many others that they are scored on."""
+"""Scenes that its probes learn from, and as many others that they are scored on."""
+
+HEADS = ("text_tower", "mask_decoder")
+"""What tasks use of a teacher beside its features."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +45,98 @@ class Loss:
 
 
 class QuantizationProbe:
-    """Probes files of one student; the student itself is probed once for each size."""
+    """Probes files of one student; the student itself is probed once for each size.
 
-    def __init__(self, student: Student, scenes: int = SCENES, seed: int = 0):
-        self._student, self._scenes, self._seed = student, scenes, seed
+    Args:
+        found: the student's folder, and its run if any.
+        student: what is in the folder.
+        scenes: of each split, where the run was not validated.
+        say: told in a line what cannot be measured.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        student: Student,
+        scenes: int = SCENES,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self._found, self._student, self._say = found, student, say
+        self._config = None if found.recipe is None else found.recipe.validate
+        self._train = self._test = scenes
+        self._seed, self._tasks = 0, list(TASKS)
+        if self._config is not None:
+            self._train, self._test = self._config.train, self._config.test
+            self._seed, self._tasks = self._config.seed, list(self._config.tasks)
         self._known: dict[int, list[Row]] = {}
 
     def __call__(self, encoder: ExportedEncoder, size: int) -> dict[str, Any]:
-        """Content of the JSON's `probes`: image_size, train, test, seed and `losses`, a list of
-        Loss as mappings."""
+        """Content of the JSON's `probes`: image_size, train, test, seed, `losses` (a list of Loss
+        as mappings) and `gap_closed` (see distill.formats.quality).
+
+        The images are of `size` pixels, or where the file takes any and the run was validated at
+        others, of that of those which is nearest.
+        """
+        size = self._compared_at(encoder, size)
         if size not in self._known:
             self._known[size] = self._rows(self._student, size)
         before, after = self._known[size], self._rows(encoder, size)
         return {
             "image_size": size,
-            "train": self._scenes,
-            "test": self._scenes,
+            "train": self._train,
+            "test": self._test,
             "seed": self._seed,
             "losses": [vars(loss) for loss in losses(before, after)],
+            "gap_closed": gap_closed(self._scores, before, after),
         }
 
+    def _compared_at(self, encoder: ExportedEncoder, size: int) -> int:
+        scored = [] if self._scores is None else self._scores.sizes
+        if size in scored or not scored or isinstance(encoder.about["sizes"], list):
+            return size
+        return min(scored, key=lambda other: (abs(other - size), other))
+
+    @cached_property
+    def _scores(self) -> RunScores | None:
+        return RunScores.read(self._found.run, self._found.folder)
+
     def _rows(self, encoder: Encoder, size: int) -> list[Row]:
-        model = ProbedModel("student", "student", "", self._seed, encoder)
+        spaces = Spaces.load(self._found.folder)
+        model = ProbedModel(
+            "student", "student", "", self._seed, encoder, spaces.chains(), spaces.left_out()
+        )
         return validate(
             [model],
-            {},
-            tasks=TASKS,
+            self._teachers,
+            tasks=self._tasks,
             sizes=[size],
-            train=self._scenes,
-            test=self._scenes,
+            train=self._train,
+            test=self._test,
             seed=self._seed,
         )
+
+    @cached_property
+    def _teachers(self) -> Mapping[str, Teacher]:
+        """The teachers of the run whose heads the tasks use, that are on this machine."""
+        from distill.recipe.resolve import teacher_spec
+
+        recipe, found = self._found.recipe, {}
+        if recipe is None or not {"text_retrieval", "masks"} & set(self._tasks):
+            return {}
+        for name, config in recipe.teachers.items():
+            try:
+                spec = teacher_spec(config)
+                family = families()[spec.family]
+                if all(getattr(family, head) is getattr(Teacher, head) for head in HEADS):
+                    continue
+                if not describe_teacher(spec).fetched:
+                    raise UserError(f"{spec.weights} is not on this machine")
+                if config.shard:
+                    raise UserError("it is sharded over several devices")
+                found[name] = load_teacher(spec)
+            except UserError as error:
+                self._say(f"{name}: its text tower or mask decoder is not probed with ({error})")
+        return found
 
 
 def losses(before: Sequence[Row], after: Sequence[Row]) -> list[Loss]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distill.recipe.build import join
 from distill.recipe.checks import given_twice, no_multiples, unknown_names
 from distill.recipe.learning import LOSS_TERMS, LossConfig
-from distill.recipe.schema import Recipe, StageConfig
+from distill.recipe.schema import Recipe, StageConfig, TeacherConfig
 from students.errors import did_you_mean
 from students.features import TOKEN_KINDS
 
@@ -192,6 +192,24 @@ def _partitions(
             f"{path}.train.shard: all processes have to call a sharded student as often, and "
             "partitions may give them different numbers of images; leave one out"
         )
+    return found
+
+
+def momenta(recipe: Recipe) -> list[str]:
+    """A line for each teacher with a momentum that no running normaliser follows."""
+    found = []
+    for name, teacher in recipe.teachers.items():
+        stages = [
+            stage
+            for stage in recipe.stages.values()
+            if any(name in student.teachers for student in stage.students.values())
+        ]
+        running = any((stage.normaliser or teacher.normaliser) == "ema" for stage in stages)
+        if stages and not running and teacher.momentum != TeacherConfig.momentum:
+            found.append(
+                f"{join('teachers', name)}.momentum: goes with normaliser: ema, and it is "
+                f"{teacher.normaliser}"
+            )
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from distill.recipe.build import NAME, NAME_RULE, build, join
 from distill.recipe.checks import Survey, no_multiples, unknown_names
-from distill.recipe.methods import sources_shown
+from distill.recipe.methods import momenta, sources_shown
 from distill.recipe.schema import (
     TASKS,
     Recipe,
@@ -45,7 +45,7 @@ def survey(recipe: Recipe) -> Survey:
         _teacher(name, teacher, result)
     for name in recipe.stages:
         check_stage(recipe, name, result)
-    result.problems += sources_shown(recipe, _taught(recipe))
+    result.problems += sources_shown(recipe, _taught(recipe)) + momenta(recipe)
     if recipe.validate is not None:
         _validate(recipe, recipe.validate, result)
         _inverses(recipe, recipe.validate, result)
@@ -148,8 +148,6 @@ def _teacher(name: str, config: TeacherConfig, result: Survey) -> None:
 
     path, found = join("teachers", name), result.problems
     _device(path, config, found)
-    if config.normaliser != "ema" and config.momentum != TeacherConfig.momentum:
-        found.append(f"{path}.momentum: goes with normaliser: ema, and it is {config.normaliser}")
     try:
         spec = teacher_spec(config)
     except UserError as error:
@@ -240,15 +238,19 @@ def _inverses(recipe: Recipe, validate: ValidateConfig, result: Survey) -> None:
 
     asked = {"tasks": validate.tasks, "fast": [] if validate.every is None else validate.fast}
     where = next((f"validate.{name}" for name, tasks in asked.items() if "masks" in tasks), None)
-    taught = _taught(recipe)
     for name, info in result.teachers.items():
-        normaliser = recipe.teachers[name].normaliser
-        if name not in taught or INVERTIBLE[normaliser]:
-            continue
         decodes = families()[info.spec.family].mask_decoder is not Teacher.mask_decoder
-        if where is not None and decodes:
-            result.problems.append(
-                f"{join('teachers', name)}.normaliser: {normaliser!r} has no inverse, and "
-                f"the task masks ({where}) needs features in this teacher's own space: "
-                "choose another normaliser or leave the task out"
-            )
+        if where is None or not decodes:
+            continue
+        for stage_name, stage in recipe.stages.items():
+            if not any(name in student.teachers for student in stage.students.values()):
+                continue
+            normaliser, place = recipe.teachers[name].normaliser, join("teachers", name)
+            if stage.normaliser is not None:
+                normaliser, place = stage.normaliser, join("stages", stage_name)
+            if not INVERTIBLE[normaliser]:
+                result.problems.append(
+                    f"{place}.normaliser: {normaliser!r} has no inverse, and "
+                    f"the task masks ({where}) needs features in {name}'s own space: "
+                    "choose another normaliser or leave the task out"
+                )

@@ -185,13 +185,16 @@ class StageConfig:
     own `sizes` where it has some, else from `teacher_sizes`, else an earlier stage's student from
     `image_sizes`, and any other teacher is shown its native size.
 
-    `partitions` of each batch may have other sizes, and fewer teachers (AM-RADIO). `objective`:
-    students `match` their teachers' features of the whole image, or learn `masked`.
+    `normaliser` makes targets of the features of all its teachers, in place of their own (default:
+    their own, and of an earlier stage's student `standardise`). `partitions` of each batch may have
+    other sizes, and fewer teachers (AM-RADIO). `objective`: students `match` their teachers'
+    features of the whole image, or learn `masked`.
     """
 
     students: dict[str, StudentConfig]
     image_sizes: list[int]
     teacher_sizes: list[int] = field(default_factory=list)
+    normaliser: str | None = field(default=None, metadata={"choices": NORMALISERS})
     partitions: dict[str, PartitionConfig] = field(default_factory=dict)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     objective: str = field(default="match", metadata={"choices": OBJECTIVES})

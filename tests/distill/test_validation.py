@@ -69,6 +69,21 @@ def test_untrained_is_where_the_student_started(recipe, tmp_path):
         assert not [p for p in model.encoder.parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
+def test_a_ladder_is_the_reason_and_the_untrained_student_has_none(tiny, tmp_path):
+    tiny["stages"]["proxy"]["adapter"] = {"kind": "ladder", "hidden": 8}
+    tiny["validate"] = {**CHEAP, "tasks": ["masks"]}
+    rows = {row["model"]: row for row in run(from_dict(tiny), run_dir=tmp_path, quiet=True).rows}
+    # multires/convnext learns from sam itself.
+    for name in ("untrained proxy", "untrained convnext", "multires/convnext"):
+        assert rows[name]["value"] is not None
+    for name in ("proxy/proxy", "multires/vit"):
+        assert rows[name]["value"] is None
+        assert rows[name]["reason"].endswith(
+            "reads every block of the encoder and serves training only"
+        )
+
+
 def test_new_tasks_are_probed_without_training_again(tiny, tmp_path):
     tiny["validate"] = CHEAP
     run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)

@@ -53,7 +53,7 @@ def test_levels_go_along():
 
     given, other = with_two(4), with_two(2)
     doubled = given.map(lambda kind, tokens: tokens * (2 if kind == "dense" else 3))
-    some, dense = given.index(torch.tensor([3, 1])), given.only(("dense",))
+    some, dense = given.map(lambda _, tokens: tokens[[3, 1]]), given.only(("dense",))
     both = concatenated([given, other])
     for seen in (lambda f: f, lambda f: f.levels[0], lambda f: f.levels[1]):
         assert torch.equal(seen(doubled).summary, 3 * seen(given).summary)
