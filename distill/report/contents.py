@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from distill.formats.latency_table import Bench, read_bench
 from students.errors import UserError
 
 _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
@@ -21,12 +22,13 @@ _BUFFERS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """An exported student: `name` as `stage/student`, the parameters of its model, and the sizes
-    of model.safetensors and adapters.safetensors in bytes."""
+    """An exported student: `name` as `stage/student`, the parameters of its model and of its own
+    adapters, and the sizes of model.safetensors and adapters.safetensors in bytes."""
 
     name: str
     architecture: str
     parameters: int
+    adapter_parameters: int
     model_bytes: int
     adapter_bytes: int
 
@@ -37,7 +39,8 @@ class RunContents:
 
     `environment` and `pictures` are environment.json and pictures/pictures.json as they are;
     `validation` holds `rows` and `untrained_of`; `logs` has the lines of STAGE/log.jsonl by stage
-    and `watched` those of STAGE/validation.jsonl; `comparison` is compare.json.
+    and `watched` those of STAGE/validation.jsonl; `comparison` is compare.json; `benches` has
+    bench.json of the students that were timed, by `stage/student`.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class RunContents:
     pictures: dict[str, Any] | None
     comparison: dict[str, Any] | None = None
     watched: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    benches: dict[str, Bench] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RunContents:
@@ -86,6 +90,11 @@ class RunContents:
             comparison=_json(path / "compare.json"),
             watched={
                 str(stage): list(_log(path / str(stage) / "validation.jsonl")) for stage in stages
+            },
+            benches={
+                student.name: bench
+                for student in students
+                if (bench := read_bench(path / student.name)) is not None
             },
         )
 
@@ -130,17 +139,20 @@ def _students(stage: Path, order: list[str]) -> Iterator[ExportedStudent]:
         yield ExportedStudent(
             name=f"{stage.name}/{name}",
             architecture=str(config.get("architecture", "")),
-            parameters=_count(weights),
+            parameters=_count(weights, r""),
+            adapter_parameters=_count(adapters, r"^student>[^|]*\|adapters\.")
+            if adapters.is_file()
+            else 0,
             model_bytes=weights.stat().st_size,
             adapter_bytes=adapters.stat().st_size if adapters.is_file() else 0,
         )
 
 
-def _count(path: Path) -> int:
-    """Parameters in a file of weights, from its header alone."""
+def _count(path: Path, pattern: str) -> int:
+    """Parameters in a file of weights whose names hold `pattern`, from its header alone."""
     with safe_open(path, framework="numpy") as tensors:
         return sum(
             math.prod(tensors.get_slice(name).get_shape())
             for name in tensors.keys()  # noqa: SIM118 (a safe_open is no mapping)
-            if not _BUFFERS.search(name)
+            if re.search(pattern, name) and not _BUFFERS.search(name)
         )

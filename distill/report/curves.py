@@ -12,6 +12,13 @@ from markupsafe import Markup
 from distill.report.plots import Series, legend, line_chart
 from students.features import TOKEN_KINDS
 
+BALANCE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("conflicts", "Cosine between teachers' gradients", {"y_range": (-1.0, 1.0)}),
+    ("kept", "Share of images that each teacher counts for", {"y_range": (0.0, 1.0)}),
+    ("weights", "What each teacher's loss is multiplied by", {}),
+)
+"""What a line of the log may hold by teacher or by pair, the title of its chart, and the axes."""
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -26,7 +33,8 @@ def charts(log: Sequence[dict[str, Any]]) -> list[Chart]:
     """The charts of one stage from the lines of its log, in order of steps.
 
     One of losses with a line per student, then for each student one of explained variance with a
-    line per teacher and token kind: 1 is a perfect copy, 0 is no better than the mean.
+    line per teacher and token kind: 1 is a perfect copy, 0 is no better than the mean; and what the
+    log holds of the balance between teachers.
     """
     students = list(dict.fromkeys(str(line["student"]) for line in log))
     if not students:
@@ -43,6 +51,7 @@ def charts(log: Sequence[dict[str, Any]]) -> list[Chart]:
         if explained:
             title = f"Explained variance, {student}"
             out.append(_chart(title, explained, y_range=(0.0, 1.0)))
+        out += _balance(student, lines)
     return out
 
 
@@ -94,6 +103,26 @@ def _explained(lines: Sequence[dict[str, Any]]) -> list[Series]:
             if points:
                 steps, values = zip(*points, strict=True)
                 out.append(Series(f"{teacher}, {kind}", steps, values, colour, dash))
+    return out
+
+
+def _balance(student: str, lines: list[dict[str, Any]]) -> list[Chart]:
+    """A chart for each thing that is logged by teacher, or by pair of teachers."""
+    out = []
+    for logged, title, axes in BALANCE:
+        series = []
+        names = list(dict.fromkeys(name for line in lines for name in line.get(logged, {})))
+        for place, name in enumerate(names):
+            points = [
+                (line["step"], line[logged][name])
+                for line in lines
+                if line.get(logged, {}).get(name) is not None
+            ]
+            if points:
+                steps, values = zip(*points, strict=True)
+                series.append(Series(name.replace("|", " and "), steps, values, place, place // 6))
+        if series:
+            out.append(_chart(f"{title}, {student}", series, **axes))
     return out
 
 

@@ -32,7 +32,7 @@ def make(tiny, tmp_path):
     tiny["teachers"]["sam"]["sizes"] = [32]
     recipe = from_dict(tiny)
 
-    def stage(sources=None, shares=None, **changes):
+    def stage(sources=None, shares=None, weights=(1.0, 0.7), **changes):
         recipe.stages["proxy"] = dataclasses.replace(recipe.stages["proxy"], **changes)
         if sources is not None:
             recipe.data.train = sources
@@ -43,7 +43,7 @@ def make(tiny, tmp_path):
                 load_teacher(teacher_spec(config)),
                 config.sizes,
                 "standardise",
-                weight={"dinov2": 1.0, "sam": 0.7}[name],
+                weight=dict(zip(recipe.teachers, weights, strict=True))[name],
                 batch_share=(shares or {}).get(name, 1.0),
             )
         accelerator = Accelerator(cpu=True)
@@ -189,7 +189,10 @@ def test_each_teacher_has_its_images(make, step):
 @pytest.mark.parametrize("step", [0, 1])
 def test_teachers_are_dropped_image_by_image(make, step):
     """UNIC: the largest loss counts, each other one by its draw; with a teacher that sees half."""
-    stage, trainee = make(balance=BalanceConfig(kind="dropping", drop=0.9), shares={"sam": 0.5})
+    # The smaller loss of the two has the larger weight.
+    stage, trainee = make(
+        balance=BalanceConfig(kind="dropping", drop=0.9), shares={"sam": 0.5}, weights=(1.0, 4.0)
+    )
     losses, _ = by_hand(stage, trainee, step)
     draws = torch.rand(
         BATCH, 2, generator=torch.Generator().manual_seed(key("dropping", 0, "proxy", step))
