@@ -129,7 +129,7 @@ def test_a_shard_that_cannot_be_had_is_one_line(tmp_path, answers, words, asked,
         assert "\n" not in message
         assert "pass-word" not in message
         assert "s-e-c" not in message
-        # A worker has two steps in hand, and may have got a third by the time the error is heard of.
+        # A worker has two steps in hand, and may get a third before the error is heard of.
         assert asked <= len(server.asked) <= asked * (1 + 2 * workers)
         assert server.authorised[0] == "Basic " + base64.b64encode(b"me:pass-word").decode()
 

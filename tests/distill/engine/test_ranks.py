@@ -34,16 +34,16 @@ def with_train(config, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["varied", "dense alone"])
 @pytest.mark.parametrize(
-    ("ranks", "changes"),
+    ("kind", "ranks", "changes"),
     [
-        (2, {}),
-        (4, {}),
-        (2, {"micro_batch": 3}),
-        (2, {"shard": True}),
-        (2, {"shard": True, "micro_batch": 3}),
-        (4, {"shard": True, "micro_batch": 1, "checkpointing": True}),
+        ("varied", 2, {}),
+        ("varied", 4, {}),
+        ("varied", 2, {"micro_batch": 3}),
+        ("varied", 2, {"shard": True, "micro_batch": 3}),
+        ("varied", 4, {"shard": True, "micro_batch": 1, "checkpointing": True}),
+        ("dense alone", 2, {"micro_batch": 3}),
+        ("dense alone", 2, {"shard": True}),
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """The card: every figure worked out by hand, nothing secret, nothing that breaks its Markdown."""
 
+import hashlib
 import json
 import re
 
@@ -10,7 +11,7 @@ from tiny_students import ARCHITECTURES, SECRET, make_student, row, write_valida
 
 from distill.export import model_card
 from distill.export.contents import complete
-from distill.export.costs import measured, multiply_adds
+from distill.export.costs import multiply_adds
 from distill.export.origin import read_origin
 from distill.export.place import Place
 from distill.export.secrets import without_secrets
@@ -162,16 +163,31 @@ def test_multiply_adds_of_a_vit_by_hand(size):
 def test_costs_are_in_the_card(run_folder):
     student = find_student(run_folder).folder
     text = card(run_folder)
-    assert "Measured" not in text
+    assert "measured in turns" not in text
     assert re.search(r"parameters; [\d.]+ million multiply-adds for an image of 32 pixels", text)
-    rows = [{"format": "onnx", "milliseconds": 1.23456, "threads": 1, "odd": [1]}]
-    (student / "bench.json").write_text(json.dumps({"machine": {"cpu": "Z80"}, "rows": rows}))
-    columns, lines = table(card(run_folder), "Measured on cpu Z80:")
-    assert columns == ["format", "milliseconds", "threads"]
-    assert lines == [["onnx", "1.235", "1"]]
+    one = {"model": "fixed/vit", "format": "onnx", "size": 32, "batch": 1, "threads": 1}
+    rows = [
+        {**one, "median_ms": 1.23456, "peak_mb": 87.3, "library_mb": 60.0},
+        {**one, "batch": 8, "threads": 2, "median_ms": 9.0},
+        {**one, "model": "a|b", "format": "torch", "median_ms": 1234.56},
+    ]
+    machine = {"processor": "Z80", "cores": 2, "versions": {"torch": "2.9"}}
+    (student / "bench.json").write_text(json.dumps({"machine": machine, "rows": rows}))
+    columns, lines = table(card(run_folder), "measured in turns on Z80, 2 cores, torch 2.9:")
+    assert columns == [
+        "model",
+        "format",
+        "32 px, batch 1, 1 thread",
+        "32 px, batch 8, 2 threads",
+        "peak MB",
+        "of it libraries",
+    ]
+    assert lines == [
+        ["fixed/vit", "onnx", "1.235", "9", "87", "60"],
+        ["a\\|b", "torch", "1235", "-", "-", "-"],
+    ]
     (student / "bench.json").write_text("[{")
-    assert measured(student) == ([], "")
-    assert "Measured" not in card(run_folder)
+    assert "measured in turns" not in card(run_folder)
 
 
 def test_a_name_is_no_markup(tmp_path, run_folder):
@@ -233,3 +249,122 @@ def test_a_card_leaves_the_student_alone(run_folder):
     assert "## Cost" in model_card(student, spaces, origin, Place("vit"))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert student.model.training
+
+
+def written(student, name, form, kind=None, probes=None):
+    """A file of another format, as the writer of formats leaves one."""
+    weights = hashlib.sha256((student / "model.safetensors").read_bytes()).hexdigest()
+    near = {"max_error": 2e-6, "largest": 3.0, "mean_cosine": 1.0, "min_cosine": 0.9999871}
+    off = {"max_error": None, "largest": None, "mean_cosine": None, "min_cosine": None}
+    row = {"height": 32, "width": 48, "images": 4, "summary": near, "dense": off}
+    about = {"format": form, "quantization": kind, "bytes": 1234, "weights": weights}
+    file = student / form / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"in another format")
+    about |= {"verification": [row], "probes": probes}
+    file.with_suffix(".json").write_text(json.dumps(about))
+    return file
+
+
+def test_other_formats_are_in_the_card(run_folder):
+    student = find_student(run_folder).folder
+    assert "## Other formats" not in card(run_folder)
+
+    def loss(task, metric, better, first, second, lost):
+        found = {"task": task, "metric": metric, "better": better}
+        return {**found, "float_value": first, "value": second, "loss": lost}
+
+    def probes(*losses, closed=None):
+        return {
+            "image_size": 32,
+            "train": 64,
+            "test": 96,
+            "seed": 0,
+            "losses": losses,
+            "gap_closed": closed,
+        }
+
+    closed = {"float_value": 0.5, "value": 0.4875, "loss": 0.0125}
+    written(student, "model.onnx", "onnx")
+    written(
+        student,
+        "model.int8-dynamic.onnx",
+        "onnx",
+        "int8-dynamic",
+        probes(
+            loss("segmentation", "miou", "higher", 30.0, 28.5, 1.5),
+            loss("depth", "rmse", "lower", 0.1, 0.102, 0.002),
+            loss("masks", "iou", "higher", None, None, None),
+            closed=closed,
+        ),
+    )
+    worse = probes(loss("segmentation", "miou", "higher", 30.0, 31.0, -1.0))
+    written(student, "model_32.int8-static.pte", "executorch", "int8-static", worse)
+    written(student, "model.int8-dynamic.pt2", "torch-export", "int8-dynamic")
+    text = card(run_folder)
+    columns, rows = table(text, "## Other formats")
+    assert columns == [
+        "file",
+        "bytes",
+        "pixels",
+        "summary error",
+        "summary cosine",
+        "dense error",
+        "dense cosine",
+    ]
+    assert rows[0] == [
+        "onnx/model.int8-dynamic.onnx",
+        "1.23 kB",
+        "32 x 48",
+        "2.0e-06",
+        "0.999987",
+        "-",
+        "-",
+    ]
+    assert [line[0] for line in rows[1:]] == [
+        "onnx/model.onnx",
+        "executorch/model_32.int8-static.pte",
+        "torch-export/model.int8-dynamic.pt2",
+    ]
+    columns, rows = table(text, "In 8 bits, probed on 96 scenes of 32 pixels")
+    assert columns == ["", "float32", *(name for name in columns[2:])]
+    assert columns[2:] == ["onnx/model.int8-dynamic.onnx", "executorch/model_32.int8-static.pte"]
+    assert rows == [
+        ["segmentation miou", "30.0", "28.5 (-1.5)", "31.0 (+1.0)"],
+        ["depth rmse ↓", "0.100", "0.102 (+0.002)", "-"],
+        ["average gap closed", "0.500", "0.487 (-0.013)", "-"],
+    ]
+    assert "not known: torch-export/model.int8-dynamic.pt2." in text
+
+
+def test_only_files_of_these_weights_leave(run_folder, capsys):
+    import argparse
+
+    from distill.export.command import add_arguments, export_command
+
+    student = find_student(run_folder).folder
+    kept, stale, bare = (
+        written(student, name, "onnx")
+        for name in ("model.onnx", "model.int8-dynamic.onnx", "model.int8-static.onnx")
+    )
+    about = json.loads(stale.with_suffix(".json").read_text())
+    stale.with_suffix(".json").write_text(json.dumps({**about, "weights": "0" * 64}))
+    bare.with_suffix(".json").unlink()
+    target = run_folder.parent / "given"
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    export_command(parser.parse_args([str(run_folder), "--to", str(target)]))
+    assert sorted(path.name for path in (target / "onnx").iterdir()) == ["model.json", "model.onnx"]
+    assert (target / "onnx/model.onnx").read_bytes() == kept.read_bytes()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert said == [
+        "left out: onnx/model.int8-dynamic.onnx (it was made of other weights); export it again",
+        "left out: onnx/model.int8-static.onnx (model.int8-static.json does not describe it); "
+        "export it again",
+    ]
+    text = (target / "README.md").read_text()
+    assert "onnx/model.onnx" in text
+    assert "int8" not in text.split("## The recipe")[0]
+    # What was given away can be given away again.
+    export_command(parser.parse_args([str(target), "--to", str(run_folder.parent / "again")]))
+    assert (run_folder.parent / "again/onnx/model.onnx").is_file()

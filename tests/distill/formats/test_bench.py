@@ -1,4 +1,4 @@
-"""Timing in turns, the table of a student in its formats, and quality against latency."""
+"""Timing in turns, and the table of a student in its formats."""
 
 import argparse
 import json
@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from distill.formats.bench import Contender, bench, labels, parse_label, peak_of
+from distill.formats.bench import Contender, bench, peak_of
 from distill.formats.bench_command import add_arguments, bench_command, table
-from distill.formats.quality_plot import quality_latency, run_quality
+from distill.formats.labels import labels, parse_label
 from distill.formats.timing import WARM_UP, interleaved, ratio
 from students import UserError
 
@@ -171,78 +171,3 @@ def test_teachers_of_the_run_that_are_here(student_folders):
     assert teacher.load(1)(torch.rand(1, 3, 64, 64), 64).summary.shape == (1, 96)
     assert said == ["far: left out (nobody/has-this is not on this machine)"]
     assert list(_teachers(Found(student_folders["vit"], None, None), [64], said.append)) == []
-
-
-ROWS = [
-    {"model": "s/vit", "format": "torch", "median_ms": 10.0},
-    {"model": "s/vit", "format": "onnx", "median_ms": 5.0},
-    {"model": "s/vit", "format": "onnx-int8-dynamic", "median_ms": 2.0},
-    {"model": "dino", "format": "torch", "median_ms": 99.0},
-]
-
-
-def test_quality_against_latency():
-    rows = [{**r, "size": 64, "batch": 1, "threads": t} for r in ROWS for t in (1, 4)]
-    quality = {("s/vit", r["format"]): 0.5 for r in ROWS}
-    quality["s/vit", "onnx-int8-dynamic"] = 0.4
-    drawing = quality_latency(rows, quality, size=64)
-    assert drawing.count("<circle") == 3
-    for r in ROWS[:3]:
-        assert f"<title>s/vit, {r['format']}</title>" in drawing
-    assert "1 thread<" in drawing
-    # torch is beaten by onnx, which is as good and faster.
-    assert drawing.count('fill="#ffffff" stroke=') == 1
-    assert "nothing to compare" in quality_latency(rows, quality, size=128)
-
-
-def validation(seeded):
-    def row(model, role, task, metric, better, value, seed=0):
-        return {
-            "model": model,
-            "role": role,
-            "seed": seed,
-            "image_size": 64,
-            "task": task,
-            "metric": metric,
-            "better": better,
-            "value": value,
-        }
-
-    rows = []
-    for task, metric, better, u, t, s in (
-        ("knn", "accuracy", "higher", 10.0, 50.0, 30.0),
-        ("depth", "rmse", "lower", 0.3, 0.1, 0.15),
-    ):
-        rows.append(row("untrained s/vit", "untrained", task, metric, better, u))
-        rows.append(row("dino", "teacher", task, metric, better, t))
-        rows.append(row("s/vit", "student", task, metric, better, s))
-        if seeded:
-            rows.append(row("s/vit", "student", task, metric, better, t, seed=1))
-    return {"rows": rows, "untrained_of": {"s/vit": "untrained s/vit"}}
-
-
-@pytest.mark.parametrize("seeded", [False, True])
-def test_quality_of_a_run(tmp_path, seeded):
-    from distill.export.select import Found
-
-    folder = tmp_path / "s" / ("vit.seed0" if seeded else "vit")
-    (folder / "onnx").mkdir(parents=True)
-    (tmp_path / "validation.json").write_text(json.dumps(validation(seeded)))
-    lost = [
-        {"task": "knn", "metric": "accuracy", "loss": 4.0},
-        {"task": "depth", "metric": "rmse", "loss": 0.02},
-    ]
-    for stem, kind, probes in (
-        ("model", None, None),
-        ("model.int8-dynamic", "int8-dynamic", {"losses": lost}),
-        ("model.int8-static", "int8-static", None),
-    ):
-        (folder / "onnx" / f"{stem}.onnx").write_bytes(b"")
-        about = {"format": "onnx", "quantization": kind, "probes": probes}
-        (folder / "onnx" / f"{stem}.json").write_text(json.dumps(about))
-    quality = run_quality(Found(folder, tmp_path, None), "m")
-    assert quality.pop(("m", "torch")) == pytest.approx((0.5 + 0.75) / 2)
-    assert quality.pop(("m", "onnx")) == pytest.approx((0.5 + 0.75) / 2)
-    assert quality.pop(("m", "onnx-int8-dynamic")) == pytest.approx((0.4 + 0.65) / 2)
-    assert quality == {}  # what was not probed is not known
-    assert run_quality(Found(folder, None, None), "m") == {}

@@ -156,3 +156,34 @@ def _write_pictures(folder: Path) -> None:
     legends = {f"Segmentation {SCRIPT}": [{"name": IMAGE, "colour": "#e69f00"}]}
     text = json.dumps({"columns": titles, "rows": rows, "legends": legends})
     (folder / "pictures.json").write_text(text)
+
+
+def write_bench(run: Path, name: str, speed: float = 1.0, sizes=(64, 96)) -> None:
+    """bench.json of one of STUDENTS in every format, and its files' probes."""
+    student, rows = f"{STAGE}/{name}", []
+    takes = {"torch": 4.0, "torch-export": 4.2, "onnx": 2.0, "executorch": 3.0}
+    takes |= {"onnx-int8-dynamic": 1.0, "onnx-int8-static": 1.1, "executorch-int8-dynamic": 2.1}
+    for size in sizes:
+        for batch, threads in ((1, 1), (8, 1), (1, 2), (8, 2)):
+            for model, form, ms in (
+                *((student, form, ms / speed) for form, ms in takes.items()),
+                (SCRIPT, "torch", 30.0),
+            ):
+                row = {"model": model, "format": form, "size": size, "batch": batch}
+                ms *= (size / 64) ** 2 * batch / threads
+                row |= {"threads": threads, "median_ms": ms, "runs": 9, "images_per_s": 1000 / ms}
+                first = (batch, threads) == (1, 1)
+                row |= {"peak_mb": 321.4 if first else None, "library_mb": 123 if first else None}
+                rows.append(row)
+    machine = {"processor": f"Z80 {IMAGE}", "cores": 2, "versions": {"torch": "2.9.0"}}
+    (run / student / "bench.json").write_text(json.dumps({"machine": machine, "rows": rows}))
+    for place, form in enumerate(form for form in takes if form != "torch"):
+        kind = None if "int8" not in form else form[form.index("int8") :]
+        form = form if kind is None else form[: -len(kind) - 1]
+        suffix = {"onnx": ".onnx", "executorch": ".pte", "torch-export": ".pt2"}[form]
+        file = run / student / form / f"model.{kind}{suffix}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+        probes = {"gap_closed": {"float_value": 0.5, "value": 0.4, "loss": 0.004 * place}}
+        about = {"format": form, "quantization": kind, "probes": probes if kind else None}
+        file.with_suffix(".json").write_text(json.dumps(about))
