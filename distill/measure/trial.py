@@ -8,6 +8,7 @@ import torch
 
 from distill.data.loader import Batch
 from distill.engine.memory import out_of_memory
+from distill.engine.rows import Roster
 from distill.engine.stage import Stage
 from distill.engine.trainee import Trainee
 from distill.measure.memory import (
@@ -77,9 +78,13 @@ class Trial:
         shape = (images, 3, stage.canvas, stage.canvas)
         pixels = torch.rand(shape, device=stage.device)
         empty = torch.empty(0)
-        batch = Batch(empty, empty, torch.arange(images), empty, [""] * images, [])
+        samples = torch.zeros(images, 3, dtype=torch.int64)
+        batch = Batch(empty, empty, torch.arange(images), samples, [""] * images, [])
         stage.config = replace(before, train=train)
+        roster = stage.roster
+        ranks = stage.accelerator.num_processes
+        stage.roster = Roster(stage.recipe, stage.config, roster.shares, ranks)
         try:
             stage.step(self.trainees, self.number, batch, pixels)
         finally:
-            stage.config = before
+            stage.config, stage.roster = before, roster

@@ -214,15 +214,27 @@ def _memory(
         blocks = info.parameter_count / (WEIGHTS_PER_BLOCK * info.dense_dim**2)
         kept = ACTIVATIONS_PER_BLOCK * info.dense_dim * blocks * (1 if short else 2)
         adapter = stage.students[student.name].adapter or stage.adapter
-        hidden = 0 if adapter.kind == "linear" else adapter.hidden
+        inside = _kept_inside(adapter, info)
         for teacher in student.teachers:
             if "dense" in tokens_of(recipe, teacher):
                 width = _width(recipe, teacher, "dense", known) or 0
-                # Before and after norm and activation; prediction, target and its difference.
-                kept += (3 * hidden + 3 * width) * 4
+                # Inside the adapter; prediction, target and its difference.
+                kept += (inside + 3 * width) * 4
         bytes_of_one = states * (student.parameters + student.adapters) + kept * tokens
         total += int(student.seeds * bytes_of_one)
     return total
+
+
+def _kept_inside(adapter: AdapterConfig, student: StudentInfo) -> int:
+    """Numbers that an adapter keeps of a token for the way back; of an MLP its inner width before
+    and after norm and activation."""
+    return {
+        "linear": 0,
+        "mlp": 3 * adapter.hidden,
+        "ladder": 3 * adapter.hidden * (1 + (student.levels or 0)),
+        "attention": adapter.depth * ACTIVATIONS_PER_BLOCK // 2 * student.dense_dim,
+        "conv": 2 * 3 * adapter.hidden,
+    }[adapter.kind]
 
 
 def _tokens(stage: StageConfig, stride: int) -> float:
