@@ -174,7 +174,7 @@ def _partitions(
                 f"{path}.train.batch_size, {stage.train.batch_size}"
             )
     for teacher in used:
-        if teacher not in seen:
+        if teacher not in seen and seen <= set(used):
             found.append(f"{path}.partitions: {teacher!r} is in none of them")
         config = recipe.teachers.get(teacher)
         if config is not None and config.batch_share < 1:
