@@ -204,11 +204,11 @@ def momenta(recipe: Recipe) -> list[str]:
             for stage in recipe.stages.values()
             if any(name in student.teachers for student in stage.students.values())
         ]
-        running = any((stage.normaliser or teacher.normaliser) == "ema" for stage in stages)
-        if stages and not running and teacher.momentum != TeacherConfig.momentum:
+        used = [stage.normaliser or teacher.normaliser for stage in stages]
+        if used and "ema" not in used and teacher.momentum != TeacherConfig.momentum:
             found.append(
-                f"{join('teachers', name)}.momentum: goes with normaliser: ema, and it is "
-                f"{teacher.normaliser}"
+                f"{join('teachers', name)}.momentum: goes with normaliser: ema, and what is used "
+                f"is {', '.join(dict.fromkeys(used))}"
             )
     return found
 

@@ -115,7 +115,7 @@ def put(tree, path, value):
         (
             "teachers/sam/momentum",
             0.5,
-            "teachers.sam.momentum: goes with normaliser: ema, and it is standardise",
+            "teachers.sam.momentum: goes with normaliser: ema, and what is used is standardise",
         ),
         (
             f"{PROXY}/normaliser",
