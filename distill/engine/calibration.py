@@ -54,6 +54,12 @@ def calibrate(
     for teacher in teachers:
         for kind, normaliser in teacher.normalisers.items():
             found = merged_over_ranks(moments[teacher.name, kind], accelerator)
+            if not float(found.count):
+                raise UserError(
+                    f"stages.{stage}.calibration_batches: {teacher.name} sees no image in them, so "
+                    "its targets cannot be measured; give more of them, or a larger share to the "
+                    "images that it sees"
+                )
             if normaliser.needs_covariance:
                 _check_finite(found, teacher.name, kind, normaliser.kind)
             normaliser.fit(found)

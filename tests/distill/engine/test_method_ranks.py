@@ -6,6 +6,8 @@ import pytest
 from launch import assert_same_run, run_on, varied
 from method_recipes import METHODS
 
+from students import UserError
+
 RUNS = {}
 
 
@@ -31,3 +33,14 @@ def test_ranks_and_parts_change_nothing(tiny, tmp_path, tmp_path_factory, name, 
         stage["train"] |= changes
     run_on(ranks, changed, tmp_path / "run")
     assert_same_run(one, tmp_path / "run")
+
+
+def test_a_teacher_that_sees_no_image_while_targets_are_measured(tiny, tmp_path):
+    """One image in 256 is sam's own, and it is in none of the first batches."""
+    tiny["data"]["train"] = {
+        "all": {"source": "scenes:count=16,size=32", "teachers": ["dinov2", "proxy/proxy"]},
+        "own": {"source": "scenes:count=16,size=32,seed=1", "share": 0.004, "teachers": ["sam"]},
+    }
+    tiny["stages"]["proxy"]["calibration_batches"] = 1
+    with pytest.raises(UserError, match=r"stages\.proxy\.calibration_batches: sam sees no image"):
+        run_on(1, tiny, tmp_path / "run")
