@@ -73,6 +73,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(recipe, tmp_path):
     assert found.path == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -97,6 +98,7 @@ def test_a_folder_of_another_recipe_is_refused_with_the_keys(tiny, tmp_path, pat
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_students_and_steps_may_be_added(tiny, tmp_path):
     vit = tiny["stages"]["multires"]["students"].pop("vit")
     run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
@@ -113,6 +115,7 @@ def test_students_and_steps_may_be_added(tiny, tmp_path):
         assert about["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_added(tiny, tmp_path):
     later = tiny["stages"].pop("multires")
     before = run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)

@@ -17,6 +17,7 @@ from students import build_student
 CHEAP = {"tasks": ["knn", "affinity"], "sizes": [32], "train": 64, "test": 64}
 
 
+@pytest.mark.slow
 def test_seeds_share_a_name_and_have_an_untrained_self_each(tiny, tmp_path):
     vit = tiny["stages"]["multires"]["students"]["vit"]
     vit["seeds"] = [0, 1]
@@ -84,6 +85,7 @@ def test_a_ladder_is_the_reason_and_the_untrained_student_has_none(tiny, tmp_pat
         )
 
 
+@pytest.mark.slow
 def test_new_tasks_are_probed_without_training_again(tiny, tmp_path):
     tiny["validate"] = CHEAP
     run(from_dict(tiny), run_dir=tmp_path / "run", quiet=True)
@@ -94,6 +96,7 @@ def test_new_tasks_are_probed_without_training_again(tiny, tmp_path):
     assert (tmp_path / "run/multires/vit/model.safetensors").stat().st_mtime_ns == weights
 
 
+@pytest.mark.slow
 def test_a_student_that_was_added_is_probed_though_the_run_broke_off_before(
     tiny, tmp_path, monkeypatch
 ):

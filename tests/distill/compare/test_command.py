@@ -30,6 +30,7 @@ def weights(folder, name):
     return load_file(folder / "direct" / name / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_one_command_answers(recipe, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(to_yaml(from_dict(recipe)))
@@ -48,6 +49,7 @@ def test_one_command_answers(recipe, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "compare.json").read_text()) == answer
 
 
+@pytest.mark.slow
 def test_a_teacher_runs_once_a_batch_and_a_later_subset_alone(recipe, tmp_path, teacher_calls):
     recipe["validate"]["tasks"] = ["affinity"]
     recipe["compare"]["subsets"] = [["dinov2"], ["sam"]]
@@ -65,6 +67,7 @@ def test_a_teacher_runs_once_a_batch_and_a_later_subset_alone(recipe, tmp_path, 
     assert all((before[name] == tensor).all() for name, tensor in load_file(after).items())
 
 
+@pytest.mark.slow
 def test_groups_change_nothing(recipe, tmp_path, teacher_calls):
     """Two students at a time, with the teachers from the cache, give the same students."""
     recipe["validate"] = None

@@ -113,17 +113,22 @@ def _flat(entry, path=""):
     return {name: value for part in parts for name, value in part.items()}
 
 
+def layer_scales_of_one(tiny):
+    """Without them features of different images differ by little more than rounding."""
+    for stage in tiny["stages"].values():
+        for student in stage["students"].values():
+            one = "ls_init_value" if student["arch"].startswith("convnext") else "init_values"
+            student["model"][one] = 1.0
+
+
 def varied(tiny):
     """The tiny recipe with all that ranks and parts of a batch could get wrong: teachers of which a
-    rank, or a part, has no row; two students, several sizes, clipping, a moving average. Layer
-    scales of 1, or features of different images differ by little more than rounding."""
+    rank, or a part, has no row; two students, several sizes, clipping, a moving average."""
     tiny["teachers"]["dinov2"]["batch_share"] = 0.125
     tiny["teachers"]["sam"]["batch_share"] = 0.375
     for stage in tiny["stages"].values():
         stage["train"] |= {"batch_size": 8, "log_every": 1, "ema": 0.9, "clip": 1.0}
-        for student in stage["students"].values():
-            one = "ls_init_value" if student["arch"].startswith("convnext") else "init_values"
-            student["model"][one] = 1.0
+    layer_scales_of_one(tiny)
     tiny["stages"]["multires"]["students"]["vit"]["teachers"] = ["proxy/proxy", "dinov2"]
     return tiny
 

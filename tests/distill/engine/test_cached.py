@@ -37,6 +37,7 @@ def images(calls):
     return sum(call.images for call in calls)
 
 
+@pytest.mark.slow
 def test_a_cached_run_is_the_live_one(views, tmp_path, teacher_calls):
     """Byte for byte: while the cache fills, from it alone, and with other workers."""
     live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)
@@ -52,6 +53,7 @@ def test_a_cached_run_is_the_live_one(views, tmp_path, teacher_calls):
         assert images(teacher_calls) < (without if name == "filling" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "error"), [("float16", 2e-3), ("int8", 2e-2)])
 def test_a_lossy_cache_moves_the_weights_by_its_error(views, tmp_path, format, error):
     live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)
@@ -67,6 +69,7 @@ def test_a_lossy_cache_moves_the_weights_by_its_error(views, tmp_path, format, e
         assert 0 < torch.stack(off).mean() < error
 
 
+@pytest.mark.slow
 def test_a_full_cache_stops_growing_and_the_run_goes_on(views, tmp_path, capsys):
     live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)
     views["cache"] = {"folder": str(tmp_path / "cache"), "limit_gb": 1e-4}
@@ -86,6 +89,7 @@ def test_resuming_may_change_the_cache(views, tmp_path):
     assert again.student("proxy/proxy").is_dir()
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_computed_again_and_said(views, tmp_path, capsys, teacher_calls):
     """Half way through a run, whose weights are those of one that nothing happened to."""
     live = run(from_dict(views), run_dir=tmp_path / "live", quiet=True)

@@ -79,6 +79,7 @@ def test_names_the_stage_and_settings_that_exist(tiny, tmp_path, monkeypatch, wh
     prepare(from_dict(tiny), ["stages.proxy.train.checkpointing=true", *lower])
 
 
+@pytest.mark.slow
 def test_the_settings_named_let_the_same_run_go_on(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         step, count = stages.Stage.step, [0]
@@ -134,6 +135,7 @@ def test_a_machine_without_that_much(tiny, tmp_path, capfd):
     assert line.startswith("distill: stage proxy needs more memory than there is (cpu): lower ")
 
 
+@pytest.mark.slow
 def test_checkpointing_computes_the_same_again(tiny, tmp_path, monkeypatch):
     """Losses and weights are those without; the blocks go forward twice in a step, and once where
     nothing is learnt from them."""

@@ -58,6 +58,7 @@ def state_at(folder, student):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"clip": None}, {"micro_batch": 2}])
 @pytest.mark.parametrize(
     ("value", "where"), [(float("nan"), "loss"), (float("inf"), "gradient"), (1e38, "gradient")]
@@ -92,6 +93,7 @@ def test_a_step_is_left_out_of_one_student(pair, tmp_path, monkeypatch, settings
     assert all(sample.startswith("scenes/") for sample in named["samples"])
 
 
+@pytest.mark.slow
 def test_the_others_go_on_as_if_alone(pair, tmp_path, monkeypatch):
     run(from_dict(pair), run_dir=tmp_path / "clean", quiet=True)
     with monkeypatch.context() as patch:
@@ -185,6 +187,7 @@ def test_too_many_in_a_row_stop_a_student_and_the_others_finish(
     assert results(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_student_stays_stopped_when_the_others_go_on(three_stages, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         planting(patch, "proxy", set(range(1, 8)), float("nan"), "loss")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from child_runs import dies_at_step, ended, in_child, leftovers, results, whole_run
+from launch import layer_scales_of_one
 from method_recipes import METHODS
 
 from distill.engine.checkpoint import newest_checkpoint
@@ -69,7 +70,7 @@ CHANGES = {
 }
 
 
-QUICK = ("as it is", "moving average", "the same in parts")
+QUICK = ("the same in parts",)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,10 @@ def test_a_student_that_comes_later_goes_on_too(tiny, tmp_path):
     assert not (tmp_path / "killed/multires/checkpoint-3").exists()
 
 
+@pytest.mark.slow
 def test_micro_batches_may_change_on_the_way(tiny, tmp_path):
     """Who runs out of memory sets them and goes on: the same up to the rounding of sums."""
+    layer_scales_of_one(tiny)
     whole_run(tiny, tmp_path / "whole")
     dies_at_step(tiny, tmp_path / "killed", 5)
     for stage in tiny["stages"].values():
@@ -149,9 +152,10 @@ def test_micro_batches_may_change_on_the_way(tiny, tmp_path):
         )
         assert len(one) == len(other) > 0
         for a, b in zip(one, other, strict=True):
-            assert b["loss"] == pytest.approx(a["loss"], rel=2e-4)
+            assert b["loss"] == pytest.approx(a["loss"], rel=3e-6)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_had_a_recipe_begins(tiny, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -160,6 +164,7 @@ def test_a_run_killed_before_it_had_a_recipe_begins(tiny, tmp_path):
     assert leftovers(folder) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_half_written_is_no_result(tiny, tmp_path):
     whole_run(tiny, tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -179,6 +184,7 @@ def test_what_a_killed_run_left_half_written_is_no_result(tiny, tmp_path):
     assert json.loads((folder / "environment.json").read_text())["processes"] == 1
 
 
+@pytest.mark.slow
 def test_a_report_that_was_not_written_is_made_up_for(tiny, tmp_path):
     whole_run(tiny, tmp_path)
     (tmp_path / "report.html").unlink()

@@ -280,11 +280,12 @@ def test_other_formats_are_in_the_card(run_folder):
             "train": 64,
             "test": 96,
             "seed": 0,
+            "worlds": 3,
             "losses": losses,
             "gap_closed": closed,
         }
 
-    closed = {"float_value": 0.5, "value": 0.4875, "loss": 0.0125}
+    closed = {"float_value": 0.5, "value": 0.4875, "loss": 0.0125, "error": 0.0042}
     written(student, "model.onnx", "onnx")
     written(
         student,
@@ -332,7 +333,7 @@ def test_other_formats_are_in_the_card(run_folder):
     assert rows == [
         ["segmentation miou", "30.0", "28.5 (-1.5)", "31.0 (+1.0)"],
         ["depth rmse ↓", "0.100", "0.102 (+0.002)", "-"],
-        ["average gap closed", "0.500", "0.487 (-0.013)", "-"],
+        ["average gap closed", "0.500", "0.487 (-0.013 ± 0.004)", "-"],
     ]
     assert "not known: torch-export/model.int8-dynamic.pt2." in text
 

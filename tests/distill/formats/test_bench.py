@@ -113,6 +113,7 @@ def arguments(*words):
     return parser.parse_args(words)
 
 
+@pytest.mark.slow
 def test_the_command(student_folders, exported, tmp_path, capsys):
     exported("vit", "onnx")
     out = tmp_path / "bench.json"

@@ -64,6 +64,7 @@ INT8 = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "form"), FLOATS)
 def test_float_files_give_the_students_features(kind, form, exported, reference, pictures):
     path = exported(kind, form)
@@ -77,6 +78,7 @@ def test_float_files_give_the_students_features(kind, form, exported, reference,
         torch.testing.assert_close(dense, ours[1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "form", "quantize"), INT8)
 def test_int8_files_are_near_the_student_and_not_the_same(
     kind, form, quantize, exported, reference, pictures

@@ -35,6 +35,7 @@ def test_unknown_names_are_guessed(found, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "way"), [(36, "32 or 40"), (7, "8$"), (-8, "8$"), (0, "8$")])
 def test_a_size_that_is_no_multiple(found, tmp_path, size, way):
     with raises(f"size {size} is no multiple of .* stride 8: take {way}"):
@@ -68,6 +69,7 @@ def test_a_missing_library_is_one_line(found, tmp_path, monkeypatch, module, for
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_running_a_file_without_its_library(exported, monkeypatch):
     path = exported("vit", "onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -75,6 +77,7 @@ def test_running_a_file_without_its_library(exported, monkeypatch):
         load_exported(path)
 
 
+@pytest.mark.slow
 def test_a_float_file_that_differs_is_not_there(found, tmp_path, monkeypatch):
     import distill.formats.torch_export as torch_export
 
@@ -140,6 +143,7 @@ def test_damaged_and_foreign_files(exported, tmp_path):
         load_exported(tmp_path / "model.pt2")
 
 
+@pytest.mark.slow
 def test_the_command_writes_into_the_students_folder(student_folders, tmp_path, photos, capsys):
     import shutil
 
