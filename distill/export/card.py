@@ -4,12 +4,14 @@ it, and what it is not good for."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import yaml
 
 from distill.export.costs import multiply_adds
 from distill.export.evidence import WEAK, Evidence, weaknesses
+from distill.export.format_tables import formats_section, latencies
+from distill.export.markdown import plain, table
 from distill.export.origin import Origin
 from distill.export.place import Place
 from distill.export.secrets import without_secrets
@@ -33,12 +35,13 @@ def model_card(
     evidence = evidence or Evidence()
     parts = [
         _front_matter(origin),
-        f"# {_plain(origin.run)}: {_plain(f'{origin.stage}/{origin.name}')}",
+        f"# {plain(origin.run)}: {plain(f'{origin.stage}/{origin.name}')}",
         _what(student, origin),
         _ancestry(origin),
         _training(origin, evidence),
         _scores(evidence),
         _cost(student, evidence),
+        formats_section(evidence.formats),
         _loading(student, spaces, origin, place),
         _limits(student, evidence),
         _recipe(evidence),
@@ -77,7 +80,7 @@ def _pools_token(student: Student) -> bool:
 
 
 def _ancestry(origin: Origin) -> str:
-    lines = _table(
+    lines = table(
         ("learnt from", "family", "weights", "licence"),
         (
             (name, about["family"], without_secrets(str(about["weights"])), _licence(about))
@@ -87,7 +90,7 @@ def _ancestry(origin: Origin) -> str:
     parts = ["## Teachers", lines]
     bound = warnings(origin.teachers)
     if bound:
-        listed = "\n".join(f"- {_plain(without_secrets(line))}" for line in bound)
+        listed = "\n".join(f"- {plain(without_secrets(line))}" for line in bound)
         parts.append(f"Before this student is given away, read the licences:\n\n{listed}")
     return "\n\n".join(parts)
 
@@ -98,12 +101,12 @@ def _licence(about: dict[str, object]) -> str:
 
 def _training(origin: Origin, evidence: Evidence) -> str:
     sources = ", ".join(
-        f"{_plain(name)} (`{without_secrets(source)}`)" for name, source in origin.data.items()
+        f"{plain(name)} (`{without_secrets(source)}`)" for name, source in origin.data.items()
     )
     parts = ["## Training", f"Images: {sources}." if sources else ""]
     if evidence.stages:
         parts.append(
-            _table(
+            table(
                 ("stage", "student", "learns from", "starts from", "steps", "batch", "pixels"),
                 (
                     (
@@ -147,7 +150,7 @@ def _scores(evidence: Evidence) -> str:
             if (one.task, one.image_size) == ("average", size)
         ]
         columns = ("", "this", "untrained", "best teacher", "retention", "gap closed")
-        parts.append(f"At {size} pixels:\n\n{_table(columns, rows)}")
+        parts.append(f"At {size} pixels:\n\n{table(columns, rows)}")
     parts.append(
         "Retention is this over the best teacher (the inverse where lower is better); gap closed "
         "is (this - untrained) / (best teacher - untrained): 0 is untrained, 1 the best teacher."
@@ -169,11 +172,8 @@ def _cost(student: Student, evidence: Evidence) -> str:
         f"{student.parameter_count:,} parameters; {_in_words(multiply_adds(student))} "
         f"multiply-adds for an image of {student.size} pixels.",
     ]
-    if evidence.latencies:
-        columns = list(dict.fromkeys(key for row in evidence.latencies for key in row))
-        rows = [[_shown(row.get(key)) for key in columns] for row in evidence.latencies]
-        on = f" on {_plain(without_secrets(evidence.machine))}" if evidence.machine else ""
-        parts.append(f"Measured{on}:\n\n{_table([key.replace('_', ' ') for key in columns], rows)}")
+    if evidence.bench is not None:
+        parts.append(latencies(evidence.bench))
     return "\n\n".join(parts)
 
 
@@ -181,17 +181,11 @@ def _in_words(count: int) -> str:
     return f"{count / 1e9:,.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else without_secrets(str(value))
-
-
 def _loading(student: Student, spaces: Spaces, origin: Origin, place: Place) -> str:
     where = "" if place.hub else ", run where this folder lies"
     parts = [f"## How to load it\n\nThe blocks follow one another{where}."]
     for one in snippets(student, spaces, origin, place):
-        parts.append(f"### {_plain(one.title)}\n\n{one.text}\n\n```python\n{one.code}\n```")
+        parts.append(f"### {plain(one.title)}\n\n{one.text}\n\n```python\n{one.code}\n```")
     reached = [f"`{' > '.join(path)}`" for _, path in spaces.routes()]
     if reached:
         parts.append(f"The spaces that can be reached, with the way to them: {', '.join(reached)}.")
@@ -212,7 +206,7 @@ def _limits(student: Student, evidence: Evidence) -> str:
             f"Tasks of which less than {WEAK:g} of the gap to the best teacher is closed, or of "
             "which it is not known; others were not measured:",
         )
-        lines = [lines[0] + "".join(f"\n  - {_plain(line)}" for line in lines[1:])]
+        lines = [lines[0] + "".join(f"\n  - {plain(line)}" for line in lines[1:])]
     else:
         lines.append("What is not in the table of scores has not been measured.")
     if "img_size" in student.arguments and not student.arguments.get("dynamic_img_size"):
@@ -231,13 +225,3 @@ def _recipe(evidence: Evidence) -> str:
     longest = max((len(run) for run in re.findall(r"`+", evidence.recipe)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"## The recipe\n\n{fence}yaml\n{evidence.recipe.rstrip()}\n{fence}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Text that is no Markdown table, no HTML and one line."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -50,6 +50,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     from distill.export.origin import read_origin
     from distill.export.place import Place
     from distill.export.select import find_student
+    from distill.formats.about import unfit_files
     from distill.lineage import warnings
     from students import UserError
 
@@ -72,6 +73,8 @@ def export_command(arguments: argparse.Namespace) -> None:
     files = complete(found, place)
     for line in warnings(origin.teachers):
         print(f"licence of {origin.stage}/{origin.name}: {line}")
+    for file, reason in unfit_files(found.folder).items():
+        print(f"left out: {file.relative_to(found.folder)} ({reason}); export it again")
     total = shown_bytes(sum(map(size, files.values())))
     where = arguments.to or arguments.push
     if arguments.dry_run:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import distill.export.standalone
 from distill.export.card import model_card
-from distill.export.costs import measured
 from distill.export.evidence import Evidence, read_evidence
 from distill.export.origin import read_origin
 from distill.export.place import Place
 from distill.export.select import Found, is_student
 from distill.export.student_folder import replacing
 from distill.files import writing
+from distill.formats.about import about_path, exported_files, read_about, unfit_files
+from distill.formats.latency_table import read_bench
 from students import Spaces, UserError, load_student
 
 Files = Mapping[str, Path | bytes]
@@ -25,7 +26,8 @@ Files = Mapping[str, Path | bytes]
 
 def complete(found: Found, place: Place) -> dict[str, Path | bytes]:
     """The files of a student's folder, with a whole card, the licence that its run's recipe says
-    now, and adapters.py, which reads the adapters without this project: these are folded.
+    now, and adapters.py, which reads the adapters without this project: these are folded. Files of
+    other formats go along, but for those of `unfit_files`.
 
     Raises:
         UserError: if the folder is not whole.
@@ -36,8 +38,10 @@ def complete(found: Found, place: Place) -> dict[str, Path | bytes]:
     evidence = Evidence()
     if found.run is not None and found.recipe is not None and origin.stage in found.recipe.stages:
         evidence = read_evidence(found.run, found.recipe, origin.stage, origin.name)
-    rows, machine = measured(folder)
-    evidence = replace(evidence, latencies=tuple(rows), machine=machine)
+    unfit = unfit_files(folder)
+    fit = [file for file in exported_files(folder) if file not in unfit]
+    formats = {file.relative_to(folder).as_posix(): read_about(file) for file in fit}
+    evidence = replace(evidence, bench=read_bench(folder), formats=formats)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["license"] = origin.licence
     about = json.loads((folder / "adapters.json").read_text(encoding="utf-8"))
@@ -52,6 +56,9 @@ def complete(found: Found, place: Place) -> dict[str, Path | bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     }
+    for file in unfit:
+        for left_out in (file, about_path(file)):
+            kept.pop(left_out.relative_to(folder).as_posix(), None)
     return dict(sorted((kept | made).items()))
 
 

@@ -1,9 +1,7 @@
-"""What an encoder costs: multiply-adds, worked out, and latency, where it was measured."""
+"""What an encoder costs: multiply-adds, worked out."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from students import Student
@@ -32,26 +30,3 @@ def multiply_adds(student: Student, size: int | None = None) -> int:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, side, side))
     return counter.get_total_flops() // 2
-
-
-def measured(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """(the rows of bench.json of a student's folder, the machine that it names); ([], "") without
-    one that can be read.
-
-    The file is a list of rows, or a mapping with `rows` and maybe `machine`. Of a row, what is a
-    text or a number is taken.
-    """
-    try:
-        content = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [], ""
-    about = content if isinstance(content, dict) else {"rows": content}
-    rows, machine = about.get("rows"), about.get("machine", "")
-    if isinstance(machine, dict):
-        machine = ", ".join(f"{key} {value}" for key, value in machine.items())
-    plain = [
-        {key: value for key, value in row.items() if isinstance(value, str | int | float)}
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict)
-    ]
-    return [row for row in plain if row], str(machine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,8 +64,8 @@ class Evidence:
     """What a card shows beyond the student itself; whatever there is none of is empty.
 
     `retained` has each task and their average at each image size. `recipe` is recipe.yaml without
-    secrets. `datasets` are those of the validation, `latencies` the rows of bench.json and
-    `machine` what they were measured on.
+    secrets. `datasets` are those of the validation, `bench` is bench.json, and `formats` what the
+    files of other formats say of themselves, by their paths in the folder.
     """
 
     stages: tuple[StageOnTheWay, ...] = ()
@@ -73,8 +73,8 @@ class Evidence:
     scores: tuple[Score, ...] = ()
     retained: tuple[Retained, ...] = ()
     datasets: tuple[str, ...] = ()
-    latencies: tuple[Mapping[str, Any], ...] = ()
-    machine: str = ""
+    bench: Mapping[str, Any] | None = None
+    formats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_evidence(run: Path, recipe: Recipe, stage: str, name: str) -> Evidence:

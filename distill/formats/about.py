@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,8 @@ def file_name(form: str, quantize: str | None, size: int) -> str:
 
 def describe(student: Student, form: str, quantize: str | None, size: int) -> About:
     """What is known before a file is written: format, quantization, arch, parameters, stride, size,
-    sizes and batch ("any" or the only one), input, outputs and versions."""
+    sizes and batch ("any" or the only one), input, outputs and versions. The writer adds weights
+    (see `digest`), bytes, verification, and of a file in 8 bits method, calibration and probes."""
     stride, dynamic = student.stride, DYNAMIC[form]
     images: str | int = "B" if dynamic else 1
     sides = ["H", "W"] if dynamic else [size, size]
@@ -87,10 +89,24 @@ def read_about(file: Path) -> About:
 
 def exported_files(folder: Path) -> list[Path]:
     """The exported files of a student's folder, in the order of FORMATS, then by name."""
-    found = []
-    for form, suffix in FORMATS.items():
-        files = sorted((folder / form).glob(f"*{suffix}"))
-        found += [file for file in files if about_path(file).is_file()]
+    return [file for file in _candidates(folder) if _describes_itself(file)]
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights of a student's folder: of which student a file was made."""
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unfit_files(folder: Path) -> dict[Path, str]:
+    """The files of other formats in a student's folder that may not be given away as its, and why
+    in a few words: those that are not described, or were made of other weights."""
+    own, found = digest(folder), {}
+    for file in _candidates(folder):
+        if not _describes_itself(file):
+            found[file] = f"{about_path(file).name} does not describe it"
+        elif read_about(file).get("weights") != own:
+            found[file] = "it was made of other weights"
     return found
 
 
@@ -109,6 +125,23 @@ def check_format(form: str, quantize: str | None) -> None:
     if form not in QUANTIZATIONS[quantize]:
         having = " and ".join(QUANTIZATIONS[quantize])
         raise UserError(f"{quantize} is for {having}, not for {form}: export that by itself")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return [
+        file
+        for form, suffix in FORMATS.items()
+        for file in sorted((folder / form).glob(f"*{suffix}"))
+        if not file.name.startswith(".")
+    ]
+
+
+def _describes_itself(file: Path) -> bool:
+    try:
+        read_about(file)
+    except UserError:
+        return False
+    return True
 
 
 def _versions(form: str) -> dict[str, str]:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from distill.formats.bench import Contender
     from distill.probes.models import Encoder
 
-MEMORY = ("peak_mb", "library_mb")
-"""The columns of memory in a row of bench.json."""
-
 DESCRIPTION = (
     "Time a finished student in torch and in every format, in 8 bits too, beside its teachers "
     "where they are on this machine: latency of one image and of a batch, at several sizes, with "
@@ -37,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a student's folder, or that of a run which has one finished student",
     )
     parser.add_argument(
-        "--sizes", metavar="PIXELS", nargs="+", type=int, default=[], help="default: its own"
+        "--sizes", metavar="PIXELS", nargs="+", type=int, default=[], help="default: its stage's"
     )
     parser.add_argument(
         "--batch", metavar="N", nargs="+", type=int, default=[1, 8], help="images at once: 1 8"
@@ -72,7 +69,8 @@ def bench_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from distill.export.select import find_student
     from distill.files import write_whole
-    from distill.formats.bench import bench, parse_label
+    from distill.formats.bench import bench
+    from distill.formats.labels import TORCH, parse_label
     from students import UserError
 
     for name in ("sizes", "batch", "threads"):
@@ -80,7 +78,7 @@ def bench_command(arguments: argparse.Namespace) -> dict[str, Any]:
         if wrong is not None:
             raise UserError(f"--{name} {wrong}: expected whole numbers from 1")
     for label in arguments.formats:
-        if label != "torch":
+        if label != TORCH:
             parse_label(label)
     found = find_student(arguments.model)
     console = Console()
@@ -103,6 +101,10 @@ def bench_command(arguments: argparse.Namespace) -> dict[str, Any]:
     write_whole(out, json.dumps(content, indent=1) + "\n")
     console.print(table(content))
     console.print(f"results: {out}", highlight=False)
+    if found.run is not None and arguments.out is None:
+        from distill.report.page import write_report
+
+        console.print(f"report: {write_report(found.run)}", highlight=False)
     return content
 
 
@@ -111,15 +113,19 @@ def _contenders(
     found: Found, sizes: Sequence[int], wanted: Sequence[str], say: Callable[[str], None]
 ) -> Iterator[tuple[list[Contender], list[int]]]:
     """The student in its formats, and the sizes; files that were made for it are gone after."""
-    from distill.formats.about import DYNAMIC, exported_files, file_name
-    from distill.formats.bench import TORCH, Contender, labels, of_file, parse_label
+    from distill.export.origin import read_origin
+    from distill.formats.about import exported_files, file_name
+    from distill.formats.bench import Contender, of_file
+    from distill.formats.kinds import DYNAMIC
+    from distill.formats.labels import TORCH, labels, parse_label
     from distill.formats.write import FormatWriter
     from students import UserError, load_student
 
     model = "/".join(found.folder.resolve().parts[-2:])
     with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
         writer = FormatWriter(found, target=Path(folder), probe=False, say=say)
-        sizes = [writer.check_size(size) for size in sizes] or [writer.student.size]
+        sizes = sizes or read_origin(found.folder, found.recipe).image_sizes
+        sizes = [writer.check_size(size) for size in sizes]
         held = exported_files(found.folder)
         there = {path.relative_to(found.folder).as_posix(): path for path in held}
         picked = []
@@ -136,11 +142,10 @@ def _contenders(
                     continue
                 if kind == "int8-static":
                     # Which images it would be calibrated on is said at export.
+                    how = f"`distill export {found.folder} --format {form} --quantize {kind}`"
                     if wanted:
-                        raise UserError(
-                            f"{found.folder} has no {name}: write it with `distill export "
-                            f"{found.folder} --format {form} --quantize {kind}` first"
-                        )
+                        raise UserError(f"{found.folder} has no {name}: write it with {how} first")
+                    say(f"{label} at {size} px: left out ({how} writes it)")
                     continue
                 try:
                     picked.append(of_file(model, writer.write(form, kind, size)))
@@ -155,7 +160,8 @@ def _teachers(
     found: Found, sizes: Sequence[int], say: Callable[[str], None]
 ) -> Iterator[Contender]:
     """The teachers of the student's run that are on this machine."""
-    from distill.formats.bench import TORCH, Contender, spec_words
+    from distill.formats.bench import Contender, spec_words
+    from distill.formats.labels import TORCH
     from distill.recipe.resolve import teacher_spec
     from students import UserError
     from teachers import describe_teacher, load_teacher, size_error
@@ -190,9 +196,9 @@ def table(content: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    rows, machine = content["rows"], content["machine"]
-    columns = list(dict.fromkeys((r["size"], r["batch"], r["threads"]) for r in rows))
-    found = {(r["model"], r["format"], (r["size"], r["batch"], r["threads"])): r for r in rows}
+    from distill.formats.latency_table import columns, lines
+
+    machine = content["machine"]
     out = Table(
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
@@ -200,22 +206,21 @@ def table(content: dict[str, Any]) -> Table:
         title=f"median ms, {machine['processor']}, {machine['cores']} cores",
     )
     out.add_column("", no_wrap=True)
-    for size, batch, threads in columns:
-        many = "" if threads == 1 else "s"
-        out.add_column(f"{size} px\nbatch {batch}\n{threads} thread{many}", justify="right")
-    memory = any(r.get("peak_mb") is not None for r in rows)
+    for column in columns(content):
+        size, words = f"{column.size} px", column.words.replace(", ", "\n")
+        out.add_column(f"{size}\n{words}", justify="right")
+    every = lines(content)
+    memory = any(line.peak_mb is not None for line in every)
     if memory:
         out.add_column("peak MB\n(with\nlibrary)", justify="right")
         out.add_column("\nlibrary\nMB", justify="right")
-    for model in dict.fromkeys(r["model"] for r in rows):
+    for number, line in enumerate(every):
         # Names may hold brackets, which rich would read as markup.
-        out.add_row(Text(model, style="bold cyan"))
-        for form in dict.fromkeys(r["format"] for r in rows if r["model"] == model):
-            mine = [found.get((model, form, column)) for column in columns]
-            cells = ["-" if r is None else f"{r['median_ms']:.1f}" for r in mine]
-            if memory:
-                known = [r for r in mine if r is not None and r.get("peak_mb") is not None]
-                most = max(known, key=lambda r: r["peak_mb"], default=None)
-                cells += ["-"] * 2 if most is None else [f"{most[k]:.0f}" for k in MEMORY]
-            out.add_row(Text("  " + form), *cells)
+        if not number or every[number - 1].model != line.model:
+            out.add_row(Text(line.model, style="bold cyan"))
+        cells = ["-" if ms is None else f"{ms:.1f}" for ms in line.ms]
+        if memory:
+            held = (line.peak_mb, line.library_mb)
+            cells += ["-" if one is None else f"{one:.0f}" for one in held]
+        out.add_row(Text("  " + line.form), *cells)
     return out

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from distill.formats.kinds import FORMATS, QUANTIZATIONS
 
+MOST_POINTS = 1.0
+"""Hundredths of the average gap closed that 8 bits may surely cost without a word."""
+
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `distill export` that have to do with formats."""
@@ -113,4 +116,9 @@ def verdict(file: Path) -> str:
             for loss in probes["losses"]
             if loss["loss"] is not None
         ]
+        if probes["gap_closed"] is not None:
+            lost, error = (100 * (probes["gap_closed"][key] or 0.0) for key in ("loss", "error"))
+            parts.append(f"average gap closed {0.0 - lost:+.1f} ± {error:.1f} points")
+            if lost - error > MOST_POINTS:
+                parts.append(f"more than {MOST_POINTS:g} lost: look at it before it is used")
     return ", ".join(parts)

@@ -18,7 +18,10 @@ def labels() -> list[str]:
     """All of them, torch first."""
     found = [TORCH]
     for form in FORMATS:
-        found += [form, *(label(form, kind) for kind, able in QUANTIZATIONS.items() if form in able)]
+        found += [
+            form,
+            *(label(form, kind) for kind, able in QUANTIZATIONS.items() if form in able),
+        ]
     return found
 
 

@@ -27,10 +27,11 @@ class RunScores:
     def __init__(self, folder: Path, rows: Sequence[Row], untrained_of: Mapping[str, str]):
         # As validation.json calls it: with several seeds, the entry's name, and rows of its seed.
         stage, name = folder.resolve().parts[-2:]
-        entry, number = re.fullmatch(r"(.*?)(?:\.seed(\d+))?", name).groups()  # type: ignore[union-attr]
+        numbered = re.search(r"\.seed(\d+)$", name)
+        entry = name if numbered is None else name[: numbered.start()]
         self.model, self._untrained_of = f"{stage}/{entry}", untrained_of
         own = [row for row in rows if row["model"] == self.model]
-        seeds = [int(number)] if number is not None else [row["seed"] for row in own[:1]]
+        seeds = [int(row["seed"]) for row in own] if numbered is None else [int(numbered[1])]
         self.seed = seeds[0] if seeds else 0
         self.rows = [row for row in own if row["seed"] == self.seed]
         self._others = [row for row in rows if row["model"] != self.model]

@@ -21,13 +21,17 @@ IMAGES = 4
 """Images of a comparison at each size."""
 
 
-def sizes_to_compare(student: Student, size: int, dynamic: bool) -> list[tuple[int, int]]:
-    """(height, width) of each comparison: the file's own size, and if it takes any, another one
-    whose sides differ, so that they cannot have been mixed up."""
-    if not dynamic:
+def sizes_to_compare(
+    student: Student, size: int, others: Sequence[int] | None
+) -> list[tuple[int, int]]:
+    """(height, width) of each comparison: the file's own size, and if it takes any, `others` that
+    the student was trained at, and one whose sides differ, so that they cannot have been mixed up.
+    `others` is None for a file of one size."""
+    if others is None:
         return [(size, size)]
     stride = student.stride
-    return [(size, size), (size + 2 * stride, size + stride)]
+    legal = [other for other in (size, *others) if other % stride == 0]
+    return [*((one, one) for one in dict.fromkeys(legal)), (size + 2 * stride, size + stride)]
 
 
 def compare(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from distill.export.origin import read_origin
 from distill.export.select import Found
 from distill.files import sync, writing
 from distill.formats.about import (
@@ -16,6 +17,7 @@ from distill.formats.about import (
     about_path,
     check_format,
     describe,
+    digest,
     file_name,
 )
 from distill.formats.calibration import calibration_images
@@ -54,7 +56,8 @@ class FormatWriter:
         self.student = load_student(found.folder).eval().requires_grad_(False)
         if probe is None:
             probe = found.recipe is not None and found.recipe.validate is not None
-        self._probe = QuantizationProbe(self.student) if probe else None
+        self._probe = QuantizationProbe(found, self.student, say=say) if probe else None
+        self._sizes = read_origin(found.folder, found.recipe).image_sizes
         self._float_onnx: Path | None = None
 
     def write(self, form: str, quantize: str | None = None, size: int | None = None) -> Path:
@@ -78,6 +81,7 @@ class FormatWriter:
         self.say(f"{folder / name}: writing")
         with writing(folder), _beside(folder, name) as made:
             about = describe(self.student, form, quantize, size)
+            about["weights"] = digest(self.found.folder)
             with quiet():
                 about |= self._produce(made, form, quantize, size)
             about["bytes"] = made.stat().st_size
@@ -141,7 +145,8 @@ class FormatWriter:
             UserError: if a float file is not within LARGEST_ERROR, or any gives no numbers.
         """
         encoder = load_exported(path)
-        sizes = sizes_to_compare(self.student, size, DYNAMIC[about["format"]])
+        others = self._sizes if DYNAMIC[about["format"]] else None
+        sizes = sizes_to_compare(self.student, size, others)
         about["verification"] = compare(encoder, self.student, sizes)
         error = largest_error(about["verification"])
         limit = LARGEST_ERROR if about["quantization"] is None else float("inf")

@@ -14,6 +14,7 @@ from distill.files import write_whole
 from distill.report.compare_page import compare_section
 from distill.report.contents import RunContents
 from distill.report.curves import charts, probe_charts, probe_sizes
+from distill.report.latency_section import latency_section
 from distill.report.score_table import score_tables
 from students.errors import UserError
 
@@ -42,6 +43,7 @@ def write_report(run_dir: Path) -> Path:
         curves={stage: charts(log) for stage, log in run.logs.items() if log},
         watched=_watched(run),
         pictures=_pictures(run),
+        latency=latency_section(run.path, run.benches) if run.benches else "",
         legends=(run.pictures or {}).get("legends", {}),
         picture_notes=(run.pictures or {}).get("notes", []),
         style=style(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,16 +23,18 @@ class Point:
     on_front: bool
 
 
-def scatter(points: Sequence[Point], *, label: str, x_label: str) -> str:
+def scatter(points: Sequence[Point], *, label: str, x_label: str, least_range: float = 0.0) -> str:
     """An `<svg>` of the points, numbered from 1 in the order given.
 
-    Those on the front are filled and joined by steps: at each cost the best that it buys. The x
-    axis starts at 0. All text is escaped.
+    Those on the front are filled and joined by steps: at each cost the best that it buys. A number
+    that would cover another stands above or below its point, on a stem. The x axis starts at 0;
+    the y axis is at least `least_range` long. All text is escaped.
     """
     if not points:
         return _svg(label, [_text(WIDTH / 2, HEIGHT / 2, "nothing to compare", "middle")])
     ends = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
-    low, high = _spread(min(ends), max(ends), 0.08)
+    short = max(0.0, least_range - (max(ends) - min(ends))) / 2
+    low, high = _spread(min(ends) - short, max(ends) + short, 0.08)
     right = max(point.x for point in points) * 1.06 or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -63,13 +66,44 @@ def scatter(points: Sequence[Point], *, label: str, x_label: str) -> str:
         parts.append(
             f'<path class="front" d="{path}" fill="none" stroke="{PALETTE[0]}" stroke-width="1.8"/>'
         )
-    for number, point in enumerate(points, 1):
-        parts.append(_mark(number, point, place))
+    at = [place(point.x, point.y) for point in points]
+    heights = _apart(at)
+    for (x, y), height in zip(at, heights, strict=True):
+        if height != y:
+            parts.append(
+                f'<path class="stem" d="M{x:.1f} {y:.1f}h0V{height:.1f}" fill="none" '
+                f'stroke="{PALETTE[0]}" stroke-opacity="0.6"/>'
+                f'<path d="M{x:.1f} {y:.1f}h0" stroke="{PALETTE[0]}" stroke-width="6" '
+                'stroke-linecap="round"/>'
+            )
+    for number, (point, height) in enumerate(zip(points, heights, strict=True), 1):
+        parts.append(_mark(number, point, height, place))
     return _svg(label, parts)
 
 
-def _mark(number: int, point: Point, place: Callable[[float, float], tuple[float, float]]) -> str:
-    x, y = place(point.x, point.y)
+def _apart(at: Sequence[tuple[float, float]]) -> list[float]:
+    """How high the numbers stand: on their points, or where an earlier one is in the way as near
+    above or below as there is room."""
+    placed: list[tuple[float, float]] = []
+    for x, y in at:
+        rows = range(int(HEIGHT / (2 * _RADIUS)))
+        tries = [
+            y + sign * 2 * _RADIUS * row for row in rows for sign in ((-1, 1) if row else (1,))
+        ]
+        free = (
+            height
+            for height in tries
+            if (height == y or _TOP + _RADIUS <= height <= HEIGHT - _BOTTOM - _RADIUS)
+            and all(math.hypot(x - a, height - b) >= 2 * _RADIUS - 1 for a, b in placed)
+        )
+        placed.append((x, next(free, y)))
+    return [height for _, height in placed]
+
+
+def _mark(
+    number: int, point: Point, height: float, place: Callable[[float, float], tuple[float, float]]
+) -> str:
+    x, _ = place(point.x, point.y)
     parts = [f"<title>{escape(point.name)}</title>"]
     if point.error is not None:
         above, below = (place(point.x, point.y + s * point.error)[1] for s in (1, -1))
@@ -79,9 +113,9 @@ def _mark(number: int, point: Point, place: Callable[[float, float], tuple[float
         )
     fill, ink = (PALETTE[0], "#ffffff") if point.on_front else ("#ffffff", "#000000")
     parts.append(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}" fill="{fill}" stroke="{PALETTE[0]}" '
-        'stroke-width="1.5"/>'
-        f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" font-size="12" '
+        f'<circle cx="{x:.1f}" cy="{height:.1f}" r="{_RADIUS}" fill="{fill}" '
+        f'stroke="{PALETTE[0]}" stroke-width="1.5"/>'
+        f'<text x="{x:.1f}" y="{height + 4:.1f}" text-anchor="middle" font-size="12" '
         f'fill="{ink}">{number}</text>'
     )
     return f"<g>{''.join(parts)}</g>"

@@ -103,6 +103,45 @@ def test_int8_weights_are_8_bits(kind, exported):
         assert held[onnx.TensorProto.INT8] > held[onnx.TensorProto.FLOAT]
 
 
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_int8_static_leaves_in_float_what_loses_most(kind, exported, student_folders):
+    import onnx
+
+    graph = onnx.load(exported(kind, "onnx", "int8-static")).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    quantised = 0
+    for node in graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            readers = [other for other in graph.node if node.output[0] in other.input]
+            assert "QuantizeLinear" not in {reader.op_type for reader in readers}, "an output"
+        if node.op_type == "Conv":
+            quantised += made_by.get(node.input[1], node).op_type == "DequantizeLinear"
+    student = load_student(student_folders[kind])
+    convolutions = [m for m in student.modules() if isinstance(m, torch.nn.Conv2d)]
+    dense = [m for m in convolutions if m.groups == 1 and m.in_channels != 3]
+    assert quantised == len(dense)
+    assert len(dense) < len(convolutions)
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_what_executorch_quantises(kind, student_folders):
+    from distill.formats.executorch_format import _in_8_bits
+    from distill.formats.module import exported_module, trace
+
+    student = load_student(student_folders[kind])
+    module = exported_module(student, fused_attention=False)
+    graph = trace(module, student, 32, dynamic=False).module().graph
+    called = [n for n in graph.nodes if n.op == "call_function" and _in_8_bits(n)]
+    layers = [
+        m
+        for m in module.modules()
+        if isinstance(m, torch.nn.Linear) or (isinstance(m, torch.nn.Conv2d) and m.in_channels != 3)
+    ]
+    assert len(called) == len(layers) > 0
+    others = [n for n in graph.nodes if n.op != "call_function"]
+    assert all(map(_in_8_bits, others)), "weights go with their layers"
+
+
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
@@ -129,6 +168,15 @@ def test_the_runner_is_an_encoder(kind, form, exported, student_folders, picture
     assert torch.equal(theirs.summary, kept)
     with pytest.raises(ValueError, match="no multiple"):
         encoder(pixels, 36)
+
+
+@pytest.mark.slow
+def test_executorch_prints_nothing_of_its_own(exported, capfd):
+    path = exported("vit", "executorch")
+    capfd.readouterr()
+    for threads in (1, 2, 1):
+        load_exported(path, threads)
+    assert ".cpp:" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
