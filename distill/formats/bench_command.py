@@ -99,7 +99,8 @@ def bench_command(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     out = found.folder / "bench.json" if arguments.out is None else Path(arguments.out)
     write_whole(out, json.dumps(content, indent=1) + "\n")
-    console.print(table(content))
+    for one in tables(content):
+        console.print(one)
     console.print(f"results: {out}", highlight=False)
     if found.run is not None and arguments.out is None:
         from distill.report.page import write_report
@@ -189,38 +190,41 @@ def _always(encoder: Encoder) -> Callable[[int], Encoder]:
     return lambda _threads: encoder
 
 
-def table(content: dict[str, Any]) -> Table:
-    """bench.json for a terminal: a row a model and format, a column a size, batch and threads, and
-    one for the largest memory."""
+def tables(content: dict[str, Any]) -> Iterator[Table]:
+    """bench.json for a terminal, a table for each size: a row a model and format, a column a batch
+    and a number of threads, and one for memory, the largest of any size."""
     import rich.box
     from rich.table import Table
     from rich.text import Text
 
     from distill.formats.latency_table import columns, lines
 
-    machine = content["machine"]
-    out = Table(
-        box=rich.box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        title=f"median ms, {machine['processor']}, {machine['cores']} cores",
-    )
-    out.add_column("", no_wrap=True)
-    for column in columns(content):
-        size, words = f"{column.size} px", column.words.replace(", ", "\n")
-        out.add_column(f"{size}\n{words}", justify="right")
-    every = lines(content)
+    machine, order, every = content["machine"], columns(content), lines(content)
     memory = any(line.peak_mb is not None for line in every)
-    if memory:
-        out.add_column("peak MB\n(with\nlibrary)", justify="right")
-        out.add_column("\nlibrary\nMB", justify="right")
-    for number, line in enumerate(every):
-        # Names may hold brackets, which rich would read as markup.
-        if not number or every[number - 1].model != line.model:
-            out.add_row(Text(line.model, style="bold cyan"))
-        cells = ["-" if ms is None else f"{ms:.1f}" for ms in line.ms]
+    for size in dict.fromkeys(column.size for column in order):
+        here = [place for place, column in enumerate(order) if column.size == size]
+        out = Table(
+            box=rich.box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),  # eighty characters are enough
+            title=f"median ms at {size} px, {machine['processor']}, {machine['cores']} cores",
+        )
+        out.add_column("", no_wrap=True)
+        for place in here:
+            head = f"batch {order[place].batch}\n{order[place].threads} thr."
+            out.add_column(head, justify="right", no_wrap=True)
         if memory:
-            held = (line.peak_mb, line.library_mb)
-            cells += ["-" if one is None else f"{one:.0f}" for one in held]
-        out.add_row(Text("  " + line.form), *cells)
-    return out
+            out.add_column("peak MB /\nlibraries", justify="right", no_wrap=True)
+        model = ""
+        for line in every:
+            if all(line.ms[place] is None for place in here):
+                continue
+            # Names may hold brackets, which rich would read as markup.
+            if line.model != model:
+                out.add_row(Text(line.model, style="bold cyan"))
+            model = line.model
+            cells = ["-" if line.ms[at] is None else f"{line.ms[at]:.1f}" for at in here]
+            if memory:
+                held = (line.peak_mb, line.library_mb)
+                cells.append(" / ".join("-" if one is None else f"{one:.0f}" for one in held))
+            out.add_row(Text("  " + line.form), *cells)
+        yield out

@@ -55,8 +55,9 @@ def read_bench(folder: Path) -> Bench | None:
 
 
 def columns(bench: Bench) -> list[Column]:
-    """In the order of the rows."""
-    return list(dict.fromkeys(_column(row) for row in bench["rows"]))
+    """By size, threads and batch."""
+    found = {_column(row) for row in bench["rows"]}
+    return sorted(found, key=lambda column: (column.size, column.threads, column.batch))
 
 
 def lines(bench: Bench) -> list[Line]:

@@ -4,6 +4,7 @@ against latency."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from distill.compare.frontier import pareto_front
 from distill.formats.latency_table import Bench, Column, Line, columns, lines, machine_words
 from distill.formats.quality import run_quality
 from distill.report.scatter import Point, scatter
 
 LEAST_RANGE = 0.1
 """Gap closed from bottom to top of a drawing at least: less would make much of noise."""
+
+LEAST_GAIN = 0.01
+"""Gap closed that is worth more milliseconds: less is noise."""
 
 _TEMPLATE = Path(__file__).with_name("latency.html.jinja")
 
@@ -88,7 +91,7 @@ def _closed(student: str, line: Line, quality: Mapping[str, float]) -> str:
 
 def _plots(benches: Mapping[str, Bench], quality: Quality) -> list[dict[str, Any]]:
     """One for each machine and image size at which students were both timed and scored."""
-    drawn: dict[tuple[str, int], list[tuple[str, float, float, Column]]] = {}
+    drawn: dict[tuple[str, int], list[tuple[str, str, float, float, Column]]] = {}
     for student, bench in benches.items():
         machine, order = json.dumps(bench["machine"], sort_keys=True), columns(bench)
         for line in lines(bench):
@@ -102,23 +105,31 @@ def _plots(benches: Mapping[str, Bench], quality: Quality) -> list[dict[str, Any
                 if line.model != student or line.form not in quality[student, size] or not timed:
                     continue
                 column, ms = min(timed, key=lambda pair: (pair[0].batch, pair[0].threads))
-                point = f"{student}, {line.form}", ms, quality[student, size][line.form], column
+                point = student, line.form, ms, quality[student, size][line.form], column
                 drawn.setdefault((machine, size), []).append(point)
-    return [_plot(size, points) for (_, size), points in drawn.items()]
+    # Of one stage alone, its name tells nothing apart.
+    one_stage = len({student.partition("/")[0] for student in benches}) == 1
+    shown = {name: name.partition("/")[2] if one_stage else name for name in benches}
+    return [
+        _plot(size, [(f"{shown[name]}, {form}", ms, y, at) for name, form, ms, y, at in found])
+        for (_, size), found in drawn.items()
+    ]
 
 
 def _plot(size: int, found: list[tuple[str, float, float, Column]]) -> dict[str, Any]:
     found = sorted(found, key=lambda point: point[1])
-    front = set(pareto_front([(ms, closed) for _, ms, closed, _ in found]))
-    points = [
-        Point(name, ms, closed, None, i in front) for i, (name, ms, closed, _) in enumerate(found)
-    ]
+    points: list[Point] = []
+    best = -math.inf
+    for name, ms, closed, _ in found:
+        better = closed >= best + LEAST_GAIN
+        best = closed if better else best
+        points.append(Point(name, ms, closed, None, better))
     words = " or ".join(dict.fromkeys(column.words for *_, column in found))
     title = f"Average gap closed over latency at {size} pixels"
     return {
         "title": title,
         "drawing": Markup(
-            scatter(points, label=title, x_label=f"ms, {words}", least_range=LEAST_RANGE)
+            scatter(points, label=title, x_label=f"ms, {words}", log=True, least_range=LEAST_RANGE)
         ),
         "points": [
             f"{one.name}: {one.y:.3f} at {_milliseconds(one.x)} ms"

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from distill.report.plots import HEIGHT, PALETTE, WIDTH, _number, _spread, _text, _ticks
+from distill.report.plots import (
+    HEIGHT,
+    PALETTE,
+    WIDTH,
+    _log_ticks,
+    _number,
+    _spread,
+    _text,
+    _ticks,
+)
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _RADIUS = 46, 16, 16, 36, 9
 
@@ -23,35 +32,47 @@ class Point:
     on_front: bool
 
 
-def scatter(points: Sequence[Point], *, label: str, x_label: str, least_range: float = 0.0) -> str:
+def scatter(
+    points: Sequence[Point],
+    *,
+    label: str,
+    x_label: str,
+    log: bool = False,
+    least_range: float = 0.0,
+) -> str:
     """An `<svg>` of the points, numbered from 1 in the order given.
 
     Those on the front are filled and joined by steps: at each cost the best that it buys. A number
-    that would cover another stands above or below its point, on a stem. The x axis starts at 0;
-    the y axis is at least `least_range` long. All text is escaped.
+    that would cover another stands above or below its point, on a stem. The x axis starts at 0, or
+    is logarithmic with `log`, for points that are all above 0; the y axis is at least
+    `least_range` long. All text is escaped.
     """
     if not points:
         return _svg(label, [_text(WIDTH / 2, HEIGHT / 2, "nothing to compare", "middle")])
     ends = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
     short = max(0.0, least_range - (max(ends) - min(ends))) / 2
     low, high = _spread(min(ends) - short, max(ends) + short, 0.08)
-    right = max(point.x for point in points) * 1.06 or 1.0
+    left, right = 0.0, max(point.x for point in points) * 1.06 or 1.0
+    if log:
+        exponents = [math.log10(point.x) for point in points]
+        left, right = min(exponents) - 0.1, max(exponents) + 0.1
 
     def place(x: float, y: float) -> tuple[float, float]:
+        along = ((math.log10(x) if log else x) - left) / (right - left)
         return (
-            _LEFT + x / right * (WIDTH - _LEFT - _RIGHT),
+            _LEFT + along * (WIDTH - _LEFT - _RIGHT),
             HEIGHT - _BOTTOM - (y - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM),
         )
 
     parts, bottom = [], HEIGHT - _BOTTOM
     for value in _ticks(low, high, 5):
-        _, y = place(0, value)
+        _, y = place(points[0].x, value)
         parts.append(
             f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
             'stroke="currentColor" stroke-opacity="0.15"/>'
         )
         parts.append(_text(_LEFT - 6, y + 4, _number(value), "end"))
-    for value in _ticks(0.0, right, 5):
+    for value in _log_ticks(left, right) if log else _ticks(left, right, 5):
         x, _ = place(value, low)
         parts.append(_text(x, bottom + 16, _number(value), "middle"))
     parts.append(

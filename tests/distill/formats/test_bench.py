@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.formats.bench import Contender, bench, peak_of
-from distill.formats.bench_command import add_arguments, bench_command, table
+from distill.formats.bench_command import add_arguments, bench_command, tables
 from distill.formats.labels import labels, parse_label
 from distill.formats.timing import WARM_UP, interleaved, ratio
 from students import UserError
@@ -129,7 +129,10 @@ def test_the_command(student_folders, exported, tmp_path, capsys):
     assert {(r["size"], r["batch"]) for r in rows} == {(32, 1), (32, 8), (48, 1), (48, 8)}
     assert all(r["median_ms"] > 0 and r["runs"] >= 5 for r in rows)
     assert "bench.json" in capsys.readouterr().out
-    assert len(table(content).rows) == 3  # the model's name, and a row for each format
+    shown = list(tables(content))
+    assert [len(one.rows) for one in shown] == [3, 3]  # the model's name, and each format
+    assert "at 48 px" in shown[1].title
+    assert len(shown[0].columns) == 1 + 2
 
 
 @pytest.mark.parametrize(

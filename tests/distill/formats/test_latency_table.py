@@ -11,27 +11,27 @@ def row(model, form, ms, size=64, batch=1, threads=1, **other):
 
 
 ROWS = [
+    row("s/vit", "onnx", 2.0, size=96, batch=2, threads=4, peak_mb=None, library_mb=None),
     row("s/vit", "torch", 4.0, peak_mb=300.0, library_mb=200.0),
     row("dino", "torch", 9.0),
-    row("s/vit", "torch", 8.0, size=96, peak_mb=320.0, library_mb=210.0),
-    row("s/vit", "onnx", 2.0, size=96, batch=8, threads=4, peak_mb=None, library_mb=None),
+    row("s/vit", "torch", 8.0, size=96, batch=8, peak_mb=320.0, library_mb=210.0),
 ]
 
 
 def test_a_line_for_each_and_a_column_for_each_way():
     bench = {"rows": ROWS, "machine": {}}
-    order = [Column(64, 1, 1), Column(96, 1, 1), Column(96, 8, 4)]
+    order = [Column(64, 1, 1), Column(96, 8, 1), Column(96, 2, 4)]
     assert columns(bench) == order
-    assert [one.words for one in order[1:]] == ["batch 1, 1 thread", "batch 8, 4 threads"]
+    assert [one.words for one in order[1:]] == ["batch 8, 1 thread", "batch 2, 4 threads"]
     found = [(one.model, one.form, one.ms) for one in lines(bench)]
     assert found == [
-        ("s/vit", "torch", (4.0, 8.0, None)),
         ("s/vit", "onnx", (None, None, 2.0)),
+        ("s/vit", "torch", (4.0, 8.0, None)),
         ("dino", "torch", (9.0, None, None)),
     ]
     # The largest, and the libraries of the same process.
     memory = [(one.peak_mb, one.library_mb) for one in lines(bench)]
-    assert memory == [(320.0, 210.0), (None, None), (None, None)]
+    assert memory == [(None, None), (320.0, 210.0), (None, None)]
 
 
 def test_the_machine_in_words():
