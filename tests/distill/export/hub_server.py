@@ -60,7 +60,9 @@ class Handler(BaseHTTPRequestHandler):
                 lose = what == "lose"
                 if not lose:
                     status, headers = what if isinstance(what, tuple) else (what, {})
+                    # Said aloud, or the client may try the connection again: one more failure.
                     self.close_connection = True
+                    headers = {"Connection": "close", **headers}
                     return self.answer({"error": "trouble"}, status, headers)
                 break
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -48,3 +48,10 @@ def test_pictures_to_compare_on_differ_and_are_always_the_same():
     assert torch.equal(pictures, comparison_images(24, 40, 4))
     assert 0 <= pictures.min() < pictures.max() <= 1
     assert all((pictures[0] - other).abs().max() > 0.1 for other in pictures[1:])
+
+
+def test_no_home_folder_is_named_in_what_leaves(student_folders, photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    found = Found(student_folders["vit"], None, None)
+    _, told = calibration_images(found, 40, str(photos), count=2)
+    assert told == f"folder:~/{photos.name}"

@@ -1,12 +1,16 @@
 """Every format's file, run by its own library without this project, against the student."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from distill.formats import load_exported, read_about
+from distill.formats.extras import silent
+from distill.formats.verify import sizes_to_compare
 from students import load_student
 
 SHAPES = [(1, 32, 32), (3, 48, 24), (2, 16, 64)]
@@ -168,6 +172,32 @@ def test_the_runner_is_an_encoder(kind, form, exported, student_folders, picture
     assert torch.equal(theirs.summary, kept)
     with pytest.raises(ValueError, match="no multiple"):
         encoder(pixels, 36)
+
+
+def test_silence_is_over_when_the_block_is(capfd):
+    def fail():
+        with silent():
+            os.write(2, b"by C++")
+            print("by way of Python", file=sys.stderr)
+            raise ValueError("said")
+
+    with pytest.raises(ValueError, match="said"):
+        fail()
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
+@pytest.mark.parametrize(
+    ("size", "others", "expected"),
+    [
+        (32, [32, 48], [(32, 32), (48, 48), (48, 40)]),
+        (48, [32, 36], [(48, 48), (32, 32), (64, 56)]),  # 36 is no multiple of the stride
+        (32, None, [(32, 32)]),
+    ],
+)
+def test_sizes_of_a_comparison(size, others, expected, student_folders):
+    student = load_student(student_folders["vit"])
+    assert sizes_to_compare(student, size, others) == expected
 
 
 @pytest.mark.slow
