@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,6 @@ from students import (
 from students.adapters import misfit
 from students.keys import key
 from students.pixels import Size
-
-if TYPE_CHECKING:
-    pass
 
 
 class Learner(nn.Module):

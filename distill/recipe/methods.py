@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.recipe.build import join
 from distill.recipe.checks import given_twice, no_multiples, unknown_names
-from distill.recipe.learning import LOSS_TERMS, LossConfig
+from distill.recipe.learning import LOSS_TERMS, LossConfig, MaskedConfig
 from distill.recipe.schema import Recipe, StageConfig, TeacherConfig
 from students.errors import did_you_mean
 from students.features import TOKEN_KINDS
@@ -32,7 +32,7 @@ def check_method(
     """
     found = _loss(recipe, f"{path}.loss", stage.loss, used)
     found += _adapters(path, stage, students)
-    found += _balance(path, stage, used)
+    found += _balance(path, stage)
     found += _masked(recipe, path, stage, used, students)
     found += _partitions(recipe, path, stage, used, students)
     return found
@@ -101,14 +101,14 @@ def _adapters(path: str, stage: StageConfig, students: dict[str, StudentInfo | N
     return list(dict.fromkeys(found))
 
 
-def _balance(path: str, stage: StageConfig, used: list[str]) -> list[str]:
+def _balance(path: str, stage: StageConfig) -> list[str]:
     balance, place = stage.balance, f"{path}.balance"
     goes_with = {"drop": balance.kind == "dropping", "momentum": balance.kind == "magnitude"}
     found = _idle(place, balance, goes_with)
     most = max((len(student.teachers) for student in stage.students.values()), default=0)
     if most < 2 and balance.kind != "fixed":
         found.append(f"{place}.kind: {balance.kind} weighs teachers against each other; give two")
-    if balance.conflicts_every is not None and used:
+    if balance.conflicts_every is not None:
         if most < 2:
             found.append(f"{place}.conflicts_every: compares two teachers; no student has two")
         if stage.train.shard:
@@ -126,8 +126,6 @@ def _masked(
     used: list[str],
     students: dict[str, StudentInfo | None],
 ) -> list[str]:
-    from distill.recipe.learning import MaskedConfig
-
     if stage.objective != "masked":
         if stage.masked != MaskedConfig():
             return [f"{path}.masked: goes with objective: masked"]

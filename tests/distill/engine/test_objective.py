@@ -288,8 +288,8 @@ def test_gradients_of_teachers_are_compared_at_the_last_block(make):
     assert abs(expected) < 0.999
 
 
-def test_a_rehearsal_and_the_answer_are_the_same(make):
-    """With dropout: what tokens are compared in the rehearsal are those that are learnt from."""
+def test_an_answer_is_drawn_from_keys(make):
+    """With dropout: asked again, as after a rehearsal, a student answers the same."""
     stage, trainee = make(
         loss=LossConfig(summary={"relational": 1.0}, dense={}),
         students={
